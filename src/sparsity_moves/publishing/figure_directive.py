@@ -1,0 +1,57 @@
+"""The Sphinx side of `figures.show`: a numbered figure that holds a live chart.
+
+    ```{chart} NAME
+    the Vega-Lite specification, one line
+
+    The caption, in MyST.
+    ```
+
+The label is `fig-NAME`; the rows behind the picture are expected at `_static/data/NAME.csv`.
+"""
+
+import json
+from typing import ClassVar
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+from sparsity_moves.figures.book_renderer import placeholder
+
+
+class Chart(SphinxDirective):
+    """A figure node around the element that `chart.js` draws into."""
+
+    has_content: ClassVar[bool] = True
+    required_arguments: ClassVar[int] = 1
+
+    def run(self) -> list[nodes.Node]:
+        name = self.arguments[0]
+        figure = nodes.figure(classes=["chart-figure"])
+        self.set_source_info(figure)
+        self.options["name"] = f"fig-{name}"
+        self.add_name(figure)
+        figure += nodes.raw("", placeholder(name, json.loads(self.content[0])), format="html")
+        figure += self._caption()
+        figure += nodes.legend("", nodes.raw("", self._links(name), format="html"))
+        return [figure]
+
+    def _caption(self) -> nodes.caption:
+        parsed = nodes.Element()
+        self.state.nested_parse(self.content[1:], self.content_offset + 1, parsed)
+        if len(parsed.children) != 1 or not isinstance(parsed[0], nodes.paragraph):
+            raise self.error("a chart's caption is one paragraph")
+        return nodes.caption("", "", *parsed[0].children)
+
+    def _links(self, name: str) -> str:
+        top = "../" * self.env.docname.count("/")
+        return (
+            f'<p class="chart-links"><a href="{top}_static/data/{name}.csv" download>Data (CSV)</a>'
+            '<button type="button" class="chart-code btn btn-link p-0">Code</button></p>'
+        )
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register the directive."""
+    app.add_directive("chart", Chart)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
