@@ -1,0 +1,1 @@
+"""One function a figure, each from a table to an Altair chart; one theme."""

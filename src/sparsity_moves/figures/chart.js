@@ -1,0 +1,74 @@
+// Draws every `.chart` of the page from the Vega-Lite specification inside it.
+// All charts share one copy of Vega, loaded when the first chart asks for it.
+(() => {
+  const page = document.documentElement;
+
+  function vega() {
+    window.__vega ??= window.vegaEmbed ? Promise.resolve(window.vegaEmbed) : new Promise((resolve, reject) => {
+      const script = document.createElement("script");
+      script.src = (page.dataset.content_root || "./") + "_static/vega-bundle.js";
+      script.onload = () => resolve(window.vegaEmbed);
+      script.onerror = () => reject(new Error(script.src + " is missing"));
+      document.head.append(script);
+    });
+    return window.__vega;
+  }
+
+  async function draw(chart) {
+    const spec = JSON.parse(chart.querySelector("script").textContent);
+    const embed = await vega();
+    const { view } = await embed(chart, spec, {
+      actions: false, renderer: "svg", defaultStyle: false, tooltip: { disableDefaultStyle: true },
+    });
+    await view.runAsync();
+    name(chart);
+    watch(chart);
+    chart.dataset.drawn = "true";
+  }
+
+  // The picture is one image with one name; its controls stay outside of it.
+  function name(chart) {
+    const picture = chart.querySelector("svg");
+    picture.removeAttribute("aria-hidden");
+    picture.setAttribute("role", "img");
+    picture.setAttribute("aria-label", chart.dataset.label);
+  }
+
+  // A picture wider than the screen scrolls, and the keyboard must reach what scrolls.
+  function watch(chart) {
+    const frame = chart.querySelector("svg").parentElement;
+    frame.classList.add("chart-frame");
+    new ResizeObserver(() => {
+      const scrolls = frame.scrollWidth > frame.clientWidth + 1;
+      for (const [key, value] of [["tabindex", "0"], ["role", "group"], ["aria-label", "Chart, scrolls sideways"]]) {
+        if (scrolls) frame.setAttribute(key, value); else frame.removeAttribute(key);
+      }
+    }).observe(frame);
+  }
+
+  // "Code" opens the notebook cell that made the figure.
+  function openCode(button) {
+    const cell = button.closest(".cell");
+    const code = cell?.querySelector(".cell_input");
+    if (!code) { button.remove(); return; }
+    button.addEventListener("click", () => {
+      const folded = code.closest("details") ?? cell.querySelector("details");
+      if (folded) folded.open = true;
+      code.scrollIntoView({ block: "center" });
+    });
+  }
+
+  function start() {
+    for (const chart of document.querySelectorAll(".chart:not([data-started])")) {
+      chart.dataset.started = "true";
+      draw(chart).catch((error) => {
+        chart.textContent = "This chart could not be drawn: " + error.message;
+        console.error(error);
+      });
+    }
+    document.querySelectorAll("button.chart-code").forEach(openCode);
+  }
+
+  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);
+  else start();
+})();
