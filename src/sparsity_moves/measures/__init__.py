@@ -1,0 +1,5 @@
+"""One file a measure. Each takes a stacked fleet and its inputs and gives numbers; none knows of disks."""
+
+from sparsity_moves.measures.moments import measure
+
+__all__ = ["measure"]

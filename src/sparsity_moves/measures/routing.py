@@ -1,0 +1,29 @@
+"""Does the router sort tokens by the operation they need?"""
+
+from __future__ import annotations
+
+import torch
+from sklearn.metrics import normalized_mutual_info_score
+
+from sparsity_moves.model import Architecture, Parameters, forward
+from sparsity_moves.tasks import Sequences
+
+
+@torch.no_grad()
+def router_nmi(architecture: Architecture, parameters: Parameters, sequences: list[Sequences]) -> list[float | None]:
+    """Normalised mutual information of expert and operation, over all scored read-outs; None without experts.
+
+    The expert is the one with the largest gate in the last layer. The null to read it against is the frozen
+    router's value, not zero: position alone already tells much about the operation.
+    """
+    if architecture.ffn.router == "none":
+        return [None] * len(sequences)
+    trace = forward(architecture, parameters, torch.stack([s.tokens for s in sequences]))
+    routing = trace.layers[-1].routing
+    assert routing is not None
+    scored = list(architecture.task.scored)
+    expert = routing.gates.argmax(-1)[:, :, scored].cpu()
+    return [
+        float(normalized_mutual_info_score(s.operations[:, scored].cpu().flatten(), e.flatten()))
+        for s, e in zip(sequences, expert, strict=True)
+    ]

@@ -1,0 +1,86 @@
+"""Who is sent where: the gate g of the FFN's equation.
+
+A learned router is a bias-free linear map of the residual stream, softmax, top-k. A frozen one is the same map
+at its initial weights: a fixed, deterministic function of the residual stream, neither sampling nor hashing.
+Hash routing never looks at the residual stream: `hash` sends a token by its symbol (Roller et al. 2021),
+`hash_context` by everything the position can see, so that the partition carries no usable information.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sparsity_moves.model.architecture import Architecture, FeedForward
+
+
+def pick(x: Tensor, wanted: tuple[int, ...], held: tuple[int, ...], dim: int = 2) -> Tensor:
+    """The wanted positions of a tensor that holds `held`, along `dim`; a view where they are neighbours."""
+    if wanted == held:
+        return x
+    at = [held.index(position) for position in wanted]
+    if at == list(range(at[0], at[0] + len(at))):
+        return x.narrow(dim, at[0], len(at))
+    return x.index_select(dim, torch.tensor(at, device=x.device))
+
+
+class Routing(NamedTuple):
+    """Gates of every token at R positions, and the router's probabilities where it has any."""
+
+    gates: Float[Tensor, "M B R E"]
+    chosen: Float[Tensor, "M B R E"]
+    """1 where the expert is among the token's k, else 0."""
+    probabilities: Float[Tensor, "M B R E"] | None
+
+    def at(self, wanted: tuple[int, ...], held: tuple[int, ...]) -> Routing:
+        """The same at some of the positions held."""
+        return Routing(*(None if x is None else pick(x, wanted, held) for x in self))  # type: ignore[arg-type]
+
+
+def by_score(ffn: FeedForward, router: Float[Tensor, "M D E"], x: Float[Tensor, "M B R D"]) -> Routing:
+    """Softmax, the k largest, then renormalised to sum 1 or left as they are.
+
+    With k = 1 the renormalised gate is p / p = 1 whatever p is, so the task's gradient to the router is exactly
+    zero: only the balance loss trains it. The Switch gate p (Fedus et al. 2021) has no such hole.
+    """
+    # Experts come before tokens while we compute: a softmax along the last axis of a few is slow on a CPU.
+    scores = router.transpose(1, 2) @ x.flatten(1, 2).transpose(1, 2)  # (M, E, N)
+    probabilities = scores.softmax(1).transpose(1, 2).unflatten(1, x.shape[1:3])
+    best = scores.transpose(1, 2).unflatten(1, x.shape[1:3]).topk(ffn.top_k, dim=-1).indices
+    chosen = torch.zeros_like(probabilities).scatter_(-1, best, 1.0)
+    gates = probabilities * chosen
+    if ffn.gate == "renormalised":
+        gates = gates / gates.sum(-1, keepdim=True)
+    return Routing(gates, chosen, probabilities)
+
+
+def by_hash(
+    architecture: Architecture, table: Int[Tensor, "M ..."], tokens: Int[Tensor, "M B T"], positions: tuple[int, ...]
+) -> Routing:
+    """The expert of each position from a fixed random table, for `positions` only."""
+    at = list(positions)
+    if architecture.ffn.router == "hash":
+        expert = table.gather(1, tokens[:, :, at].flatten(1)).view(*tokens.shape[:2], len(at))
+    else:
+        place = torch.arange(tokens.shape[-1], device=tokens.device)
+        vocabulary = architecture.task.vocabulary
+        code = table.flatten(1).gather(1, (place * vocabulary + tokens).flatten(1)).view_as(tokens)
+        # A bidirectional position sees every token; its own code, counted twice, tells positions apart.
+        seen = code.cumsum(-1) if architecture.task.causal else code.sum(-1, keepdim=True) + code
+        expert = seen[:, :, at] % architecture.ffn.experts
+    gates = torch.nn.functional.one_hot(expert, architecture.ffn.experts).float()
+    return Routing(gates, gates, None)
+
+
+def balance_loss(ffn: FeedForward, routing: Routing) -> Float[Tensor, " M"]:
+    """E · Σ_i f_i P_i over the tokens routed (Fedus et al. 2021, eq. 4): 1 when the load is even.
+
+    f_i is the share of assignments (k a token) that expert i gets, without gradient; P_i its mean probability.
+    """
+    if routing.probabilities is None:
+        return routing.gates.new_zeros(len(routing.gates))
+    load = routing.chosen.mean((1, 2)) / ffn.top_k
+    return ffn.experts * (load * routing.probabilities.mean((1, 2))).sum(-1)

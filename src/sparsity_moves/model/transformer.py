@@ -1,0 +1,166 @@
+"""The forward pass: tokens in, a trace out. What a measure wants to see it finds in the trace; what it wants to
+change it passes as an edit. There are no hooks and no state.
+
+Only what is asked for is computed: the last layer answers at the positions asked for, not at all of them, and
+the first layer's residual stream depends on (position, token) alone, so its Q, K and V are tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sparsity_moves.errors import UserError
+from sparsity_moves.model.architecture import Architecture, Parameters
+from sparsity_moves.model.attention import attend_by_table, attention_pattern, later, mix, rows
+from sparsity_moves.model.feedforward import combine, hidden_units
+from sparsity_moves.model.routing import Routing, balance_loss, by_hash, by_score, pick
+
+Edit = Callable[[Tensor], Tensor]
+"""Takes what a component computed, gives what is used in its place; the shape stays."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one layer computed, at the R positions it was asked for."""
+
+    pattern: Float[Tensor, "M B H R T"]
+    """Attention weights."""
+    heads: Float[Tensor, "M B R H K"]
+    """Each head's mixture of values, before the output matrix."""
+    attention: Float[Tensor, "M B R D"]
+    hidden: Float[Tensor, "M B R W"]
+    """The FFN's hidden units h, before any gate."""
+    routing: Routing | None
+    """Gates at the R positions; None where every block is open."""
+    ffn: Float[Tensor, "M B R D"]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Everything a forward pass computed."""
+
+    embedding: Float[Tensor, "M B R D"]
+    """Token plus position, at the R positions asked for."""
+    layers: tuple[Layer, ...]
+    residual: Float[Tensor, "M B R D"]
+    """The final residual stream: `embedding` plus every component's output."""
+    logits: Float[Tensor, "M B R C"]
+    balance: Float[Tensor, " M"]
+    """The balance loss, summed over the layers; zero where none was asked for."""
+
+
+def components(architecture: Architecture) -> tuple[str, ...]:
+    """The names an edit can have. `heads` edits every head's mixture: (M, B, R, H, d_head)."""
+    parts = ("pattern", "heads", "attention", "hidden", "gates", "ffn")
+    return ("embedding", *(f"{layer}.{part}" for layer in range(architecture.depth) for part in parts))
+
+
+def normalise(p: Parameters, name: str, x: Float[Tensor, "M ... D"]) -> Float[Tensor, "M ... D"]:
+    """RMSNorm with a learned scale, or nothing where the model has no norm."""
+    if name not in p:
+        return x
+    scale = p[name].view(len(x), *(1,) * (x.dim() - 2), -1)
+    return F.rms_norm(x, x.shape[-1:]) * scale
+
+
+def per_token(
+    x: Float[Tensor, "M B P I"], weight: Float[Tensor, "M I O"], bias: Float[Tensor, "M O"] | None = None
+) -> Float[Tensor, "M B P O"]:
+    """Each model's linear map at every token."""
+    flat = x.flatten(1, 2)
+    out = flat @ weight if bias is None else torch.baddbmm(bias[:, None], flat, weight)
+    return out.unflatten(1, x.shape[1:3])
+
+
+def forward(
+    architecture: Architecture,
+    p: Parameters,
+    tokens: Int[Tensor, "M B T"],
+    *,
+    edits: Mapping[str, Edit] | None = None,
+    positions: tuple[int, ...] | None = None,
+    balance_positions: tuple[int, ...] = (),
+) -> Trace:
+    """Run M models on B sequences each.
+
+    `positions` are those to answer at (the task's read-outs unless given). `edits` maps a component's name
+    (see `components`) to a function of its output. With `balance_positions` the trace carries the balance loss
+    over the tokens there, which costs attention at positions that may not be read out.
+
+    Raises `UserError` for an edit of a component that the model does not have.
+    """
+    edits = dict(edits or {})
+    if unknown := sorted(set(edits) - set(components(architecture))):
+        raise UserError(f"no component is called {', '.join(unknown)}; there are {', '.join(components(architecture))}")
+
+    def edited(name: str, value: Tensor) -> Tensor:
+        return edits[name](value) if name in edits else value
+
+    task, ffn = architecture.task, architecture.ffn
+    everywhere = tuple(range(tokens.shape[-1]))
+    asked = task.read_out if positions is None else positions
+    balance = p["embed"].new_zeros(len(tokens))
+
+    # The residual stream starts as one of T·V rows, and `index` says which.
+    table = (p["embed"][:, None] + p["position"][:, :, None]).flatten(1, 2)
+    index = torch.arange(len(everywhere), device=tokens.device) * task.vocabulary + tokens
+    held = everywhere
+    if architecture.depth == 1 and "embedding" not in edits:
+        held = tuple(sorted({*asked, *balance_positions}))
+    embedding = residual = edited("embedding", rows(table, pick(index, held, everywhere)))  # (M, B, P, D)
+    layers = []
+    for number in range(architecture.depth):
+        name = f"{number}."
+        last = number == architecture.depth - 1
+        answer = asked if last else everywhere
+        needed = tuple(sorted({*answer, *balance_positions}))
+
+        hidden = later(needed, len(everywhere), tokens.device) if task.causal else None
+        weight = p[name + "attention.qkv"]
+        if number == 0 and not {"embedding", "0.pattern"} & set(edits):
+            split = (normalise(p, "0.attention.norm", table) @ weight).unflatten(-1, (3, architecture.heads, -1))
+            asking = pick(index, needed, everywhere)
+            heads, pattern = attend_by_table(*split.unbind(2), asking, index, hidden)
+        else:
+            split = per_token(normalise(p, name + "attention.norm", residual), weight)
+            query, key, value = split.unflatten(-1, (3, architecture.heads, -1)).unbind(3)
+            pattern = attention_pattern(pick(query, needed, everywhere), key, hidden)
+            pattern = edited(name + "pattern", pattern)
+            heads = mix(pattern, value)
+        heads = edited(name + "heads", heads)  # (M, B, P, H, K)
+        attention = per_token(heads.flatten(3), p[name + "attention.out"], p[name + "attention.out_bias"])
+        attention = edited(name + "attention", attention)
+        residual = pick(residual, needed, held) + attention
+
+        stream = normalise(p, name + "ffn.norm", residual)
+        routing = None
+        if ffn.router != "none":
+            if ffn.scores:
+                routing = by_score(ffn, p[name + "ffn.router"], stream)
+            else:
+                routing = by_hash(architecture, p[name + "ffn.hash"], tokens, needed)
+            if balance_positions:
+                balance = balance + balance_loss(ffn, routing.at(balance_positions, needed))
+            routing = routing.at(answer, needed)
+            routing = routing._replace(gates=edited(name + "gates", routing.gates))
+        residual = pick(residual, answer, needed)
+        shape = residual.shape[1:3]
+        units = hidden_units(ffn, p, name + "ffn.", pick(stream, answer, needed).flatten(1, 2))
+        units = edited(name + "hidden", units.unflatten(1, shape))
+        gates = None if routing is None else routing.gates.flatten(1, 2)
+        output = combine(ffn, p, name + "ffn.", units.flatten(1, 2), gates).unflatten(1, shape)
+        output = edited(name + "ffn", output)
+        residual = residual + output
+        there = (answer, needed)
+        layers.append(
+            Layer(pick(pattern, *there, 3), pick(heads, *there), pick(attention, *there), units, routing, output)
+        )
+    unembed = p["embed"].transpose(1, 2) if task.tied else p["unembed"]
+    logits = per_token(normalise(p, "norm", residual), unembed)
+    return Trace(pick(embedding, asked, held), tuple(layers), residual, logits, balance)

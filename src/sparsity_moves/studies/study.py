@@ -1,0 +1,74 @@
+"""A study: which runs a chapter needs, under which names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import polars as pl
+
+from sparsity_moves.store import Store
+from sparsity_moves.training import Profile, Spec
+from sparsity_moves.training.profiles import SEEDS
+
+
+@dataclass(frozen=True)
+class Study:
+    """Named runs. The same run may stand in several studies; it is trained once."""
+
+    name: str
+    runs: tuple[tuple[str, Spec], ...]
+    """(arm, spec), each spec once."""
+
+    @property
+    def specs(self) -> list[Spec]:
+        return [spec for _, spec in self.runs]
+
+    @property
+    def profile(self) -> Profile:
+        return self.runs[0][1].profile
+
+
+@dataclass(frozen=True)
+class Results:
+    """A study's tables, as figures read them."""
+
+    study: Study
+    moments: pl.DataFrame
+    """One row a model and moment: `study`, `arm`, the measures, every field of the spec."""
+    curves: pl.DataFrame
+    """One row a model and step looked at, with its `arm` and `seed`."""
+
+
+def seeds(number: int) -> tuple[int, ...]:
+    """The first `number` seeds: the paper's five, then 0, 1, 2 and on."""
+    more = (n for n in range(number) if n not in SEEDS)
+    return (SEEDS + tuple(more))[:number]
+
+
+def named(study: Study) -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "spec_id": [spec.spec_id for spec in study.specs],
+            "study": [study.name] * len(study.runs),
+            "arm": [arm for arm, _ in study.runs],
+        }
+    )
+
+
+def results(study: Study, store: Store) -> Results:
+    """A study's tables from the store. Raises `Broken` where a run is missing or damaged."""
+    names, ids = named(study), [spec.spec_id for spec in study.specs]
+    moments = names.join(store.moments(ids), on="spec_id", maintain_order="left")
+    curves = names.drop("study").join(store.curves(ids), on="spec_id", maintain_order="left")
+    curves = curves.join(moments.select("spec_id", "seed", "task").unique(), on="spec_id", maintain_order="left")
+    first = ("spec_id", "study", "task", "arm", "seed", "moment", "step")
+    return Results(study, moments.select(*first, pl.exclude(first)), curves)
+
+
+def tables(studies: Iterator[Study] | list[Study], store: Store) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """runs.parquet and curves.parquet of all studies; a curve stands once, whichever studies show its run."""
+    every = [results(study, store) for study in studies]
+    runs = pl.concat([r.moments for r in every], how="vertical_relaxed")
+    ids = sorted(set(runs["spec_id"]))
+    return runs, store.curves(ids)

@@ -1,0 +1,22 @@
+"""Fleets: many same-shaped models trained as one program."""
+
+from sparsity_moves.training.evaluation import accuracy, correct, exact_match
+from sparsity_moves.training.fleet import Fleet, Moment, Run, no, train
+from sparsity_moves.training.profiles import PROFILES, settings
+from sparsity_moves.training.spec import Profile, Spec, TaskName
+
+__all__ = [
+    "PROFILES",
+    "Fleet",
+    "Moment",
+    "Profile",
+    "Run",
+    "Spec",
+    "TaskName",
+    "accuracy",
+    "correct",
+    "exact_match",
+    "no",
+    "settings",
+    "train",
+]

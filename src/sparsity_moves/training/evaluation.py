@@ -1,0 +1,46 @@
+"""Right or wrong, for every model, sequence and read-out: what all accuracies are means of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sparsity_moves.model import Architecture, Parameters, forward
+from sparsity_moves.model.transformer import Edit
+from sparsity_moves.tasks import Sequences
+
+CHUNK = 4096
+"""Sequences a forward pass, to bound the memory of large evaluations."""
+
+
+@torch.no_grad()
+def correct(
+    architecture: Architecture,
+    parameters: Parameters,
+    sequences: list[Sequences],
+    edits: Mapping[str, Edit] | None = None,
+) -> Bool[Tensor, "M N R"]:
+    """Whether each answer is right, teacher-forced; only the read-outs that count (`task.scored`)."""
+    tokens = torch.stack([s.tokens for s in sequences])
+    targets = torch.stack([s.targets for s in sequences])
+    scored = list(architecture.task.scored)
+    chunk = CHUNK if edits is None else tokens.shape[1]  # an edit may speak of all sequences
+    right = [
+        forward(architecture, parameters, tokens[:, i : i + chunk], edits=edits).logits.argmax(-1)
+        == targets[:, i : i + chunk]
+        for i in range(0, tokens.shape[1], chunk)
+    ]
+    return torch.cat(right, dim=1)[:, :, scored]
+
+
+def accuracy(right: Bool[Tensor, "M N R"]) -> Float[Tensor, " M"]:
+    """Mean over sequences and read-outs: the per-token accuracy of the paper."""
+    return right.double().mean((1, 2))
+
+
+def exact_match(right: Bool[Tensor, "M N R"]) -> Float[Tensor, " M"]:
+    """Share of sequences with every answer right."""
+    return right.all(-1).double().mean(1)

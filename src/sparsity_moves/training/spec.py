@@ -1,0 +1,116 @@
+"""A run, fully described: frozen, hashable, and addressed by its content."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from sparsity_moves.errors import UserError
+from sparsity_moves.model import Architecture, FeedForward
+from sparsity_moves.model.architecture import Activation, Gate, Norm, Router
+from sparsity_moves.tasks import TASKS, Task
+
+PROTOCOL = 1
+"""Part of every spec_id. Raised when a change to the code changes what a spec's run computes."""
+
+TaskName = Literal["add7", "modular_addition", "histogram"]
+Profile = Literal["smoke", "laptop", "paper"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """Every setting of one run. A setting that the task does not have is None."""
+
+    profile: Profile
+    seed: int
+    # the task
+    task: TaskName
+    digits: int | None = None
+    addend: int | None = None
+    modulus: int | None = None
+    train_fraction: float | None = None
+    alphabet: int | None = None
+    symbols: int | None = None
+    # the model
+    d_model: int = 64
+    heads: int = 4
+    depth: int = 1
+    norm: Norm = "none"
+    # its FFN
+    width: int = 256
+    experts: int = 1
+    top_k: int = 1
+    router: Router = "none"
+    gate: Gate = "renormalised"
+    gated: bool = False
+    activation: Activation = "silu"
+    # training
+    steps: int
+    batch: int
+    """Sequences a step, drawn with replacement from the pool; 0 is the whole pool, every step."""
+    pool: int = 0
+    """Sequences in the pool, where the task samples them (histogram)."""
+    redraw_every: int = 0
+    """Steps between two draws of the pool; 0 is never."""
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.999
+    clip: float = 0.0
+    """Largest gradient norm of one model; 0 is no clipping."""
+    balance_weight: float = 0.0
+    balance_positions: Literal["all", "read_out"] = "all"
+    # looking
+    evaluate_every: int
+    evaluation: int = 0
+    """Sequences to measure on, where the task samples them (histogram); finite tasks use every input."""
+    probe: int = 0
+    """Sequences drawn at each look to judge the best checkpoint (256 for add-7 in the paper); 0 is all."""
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise UserError(f"no task is called '{self.task}'; there are {', '.join(TASKS)}")
+        if self.steps < 1 or self.evaluate_every < 1:
+            raise UserError("a run takes at least one step, and looks at itself at least every so many")
+        if self.batch < 0 or self.pool < 0:
+            raise UserError("batch and pool are numbers of sequences, so not negative")
+        if self.task == "histogram" and not (self.pool and self.evaluation):
+            raise UserError("the histogram task samples its sequences: give the sizes of its pool and evaluation")
+        if self.balance_weight and not self.architecture.ffn.scores:
+            raise UserError(f"a balance loss needs a router that scores experts, not '{self.router}'")
+
+    @cached_property
+    def task_object(self) -> Task:
+        """The task with this spec's settings."""
+        kind = TASKS[self.task]
+        names = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+        every = {f.name for t in TASKS.values() for f in dataclasses.fields(t)}  # type: ignore[arg-type]
+        given = {name: getattr(self, name) for name in every if getattr(self, name) is not None}
+        if foreign := sorted(set(given) - names):
+            raise UserError(f"the task {self.task} has no setting '{foreign[0]}'")
+        return kind(**given)
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        ffn = FeedForward(
+            self.width, self.experts, self.top_k, self.router, self.gate, self.gated, self.activation
+        )
+        return Architecture(self.task_object, self.d_model, self.heads, self.depth, self.norm, ffn)
+
+    @cached_property
+    def spec_id(self) -> str:
+        """Sixteen hexadecimal digits of the settings' hash: the run's address in the store."""
+        return hashlib.sha256(self.canonical.encode()).hexdigest()[:16]
+
+    @property
+    def canonical(self) -> str:
+        return json.dumps({"protocol": PROTOCOL, **dataclasses.asdict(self)}, sort_keys=True)
+
+    @property
+    def shape(self) -> Spec:
+        """What runs of one fleet have in common: everything but the seed."""
+        return dataclasses.replace(self, seed=0)
