@@ -1,0 +1,173 @@
+"""The command line: sparsity-moves train · status · verify · book · chapter · bench."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from sparsity_moves import studies
+from sparsity_moves.errors import UserError
+from sparsity_moves.training import Profile
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train every run of the book that is not stored yet, and write the tables."""
+
+    profile: Profile = "laptop"
+    workers: int | None = None
+    """Processes at once; as many as there are cores unless given."""
+
+    def run(self) -> int:
+        where = studies.store(self.profile)
+        specs = list(dict.fromkeys(spec for study in studies.every(self.profile) for spec in study.specs))
+        trained = studies.engine.run(specs, where, workers=self.workers)
+        studies.write_tables(self.profile)
+        print(f"{trained} models trained, {len(specs) - trained} were there already; tables in {where.root}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Status:
+    """Say which runs are stored, which are missing, and which are damaged."""
+
+    profile: Profile = "laptop"
+
+    def run(self) -> int:
+        where = studies.store(self.profile)
+        table = Table("study", "runs", "stored", "missing")
+        for study in studies.every(self.profile):
+            stored = sum(where.has(spec) for spec in study.specs)
+            table.add_row(study.name, *map(str, (len(study.specs), stored, len(study.specs) - stored)))
+        Console().print(table)
+        damage = where.damage()
+        print("\n".join(damage) if damage else f"everything stored in {where.root} is whole")
+        return 1 if damage else 0
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Check every stored run and table against its checksum."""
+
+    profile: Profile = "laptop"
+
+    def run(self) -> int:
+        where = studies.store(self.profile)
+        if damage := where.damage():
+            print("\n".join(damage), file=sys.stderr)
+            return 1
+        tables = "both tables" if (where.root / "manifest.json").exists() else "no tables yet"
+        print(f"{len(where.spec_ids())} runs and {tables} in {where.root} match their checksums")
+        return 0
+
+
+@dataclass(frozen=True)
+class Book:
+    """Build the book from the stored runs."""
+
+    profile: Profile = "laptop"
+
+    def run(self) -> int:
+        from sparsity_moves.publishing import site
+
+        where = studies.store(self.profile)
+        for name in ("runs.parquet", "curves.parquet"):
+            where.table(name)
+        page = site.build(root(), profile=self.profile, reads=tables(self.profile))
+        print(f"the book is at {page}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """Run one chapter with settings of your own, training what it needs."""
+
+    name: tyro.conf.Positional[str]
+    profile: Profile | None = None
+    experts: int | None = None
+    width: int | None = None
+    """Of the dense layer; the other arms are matched to it."""
+    top_k: int | None = None
+    seeds: int | None = None
+    """How many."""
+
+    def run(self) -> int:
+        from sparsity_moves.publishing import notebooks, site
+
+        given: dict[str, Any] = {
+            name: value
+            for name in ("profile", "experts", "width", "top_k", "seeds")
+            if (value := getattr(self, name)) is not None
+        }
+        source = root() / "book" / f"{self.name}.md"
+        if source.exists():  # refuse what the chapter does not know before anything is trained
+            notebooks.checked(given, notebooks.read(source), self.name)
+        profile: Profile = self.profile or "laptop"
+        if "redistribution" == self.name:
+            study = studies.redistribution.study(
+                profile,
+                experts=self.experts or 4,
+                width=self.width,
+                top_k=self.top_k or 1,
+                number_of_seeds=self.seeds,
+            )
+            needed = [study, studies.sweep.study(profile)]
+            studies.engine.run([spec for s in needed for spec in s.specs], studies.store(profile))
+        print(f"the chapter is at {site.build_chapter(root(), self.name, given, reads=tables(profile))}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure training speed side by side with a plain loop (needs the source checkout)."""
+
+    def run(self) -> int:
+        script = root() / "benchmarks" / "training_speed.py"
+        sys.path.insert(0, str(script.parent))
+        sys.argv = [str(script)]
+        runpy.run_path(str(script), run_name="__main__")
+        return 0
+
+
+Command = (
+    Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Status, tyro.conf.subcommand("status")]
+    | Annotated[Verify, tyro.conf.subcommand("verify")]
+    | Annotated[Book, tyro.conf.subcommand("book")]
+    | Annotated[Chapter, tyro.conf.subcommand("chapter")]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
+)
+
+
+def root() -> Path:
+    """The checkout: where `_toc.yml` is. Raises `UserError` elsewhere."""
+    for folder in (Path.cwd(), *Path(__file__).resolve().parents):
+        if (folder / "_toc.yml").exists():
+            return folder
+    raise UserError("there is no book here: run this in the project's checkout, where _toc.yml is")
+
+
+def tables(profile: Profile) -> list[Path]:
+    """What the notebooks read: the reader's tables, and the published ones where there are any."""
+    folders = (studies.store(profile).root, studies.store("paper").root)
+    return [p for f in dict.fromkeys(folders) for p in (f / "runs.parquet", f / "curves.parquet") if p.exists()]
+
+
+def main() -> None:
+    """Run one command; 0 when all is well, 1 where damage was found, 2 where something must be mended."""
+    command = tyro.cli(Command, prog="sparsity-moves", description=__doc__)  # type: ignore[arg-type,var-annotated]
+    try:
+        sys.exit(command.run())
+    except UserError as error:
+        print(f"sparsity-moves: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("sparsity-moves: stopped; finished runs are kept, the same command goes on", file=sys.stderr)
+        sys.exit(130)
