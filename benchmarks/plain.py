@@ -67,7 +67,9 @@ class Transformer(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embed(tokens) + self.position(torch.arange(tokens.shape[1]))
-        split = [m(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for m in (self.query, self.key, self.value)]
+        split = [
+            m(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for m in (self.query, self.key, self.value)
+        ]
         mixed = F.scaled_dot_product_attention(*split, is_causal=True)
         x = x + self.out(mixed.transpose(1, 2).flatten(2))
         x = x + self.feed_forward(x)

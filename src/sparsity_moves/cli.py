@@ -110,7 +110,7 @@ class Chapter:
         if source.exists():  # refuse what the chapter does not know before anything is trained
             notebooks.checked(given, notebooks.read(source), self.name)
         profile: Profile = self.profile or "laptop"
-        if "redistribution" == self.name:
+        if self.name == "redistribution":
             study = studies.redistribution.study(
                 profile,
                 experts=self.experts or 4,
@@ -157,12 +157,14 @@ def root() -> Path:
 def tables(profile: Profile) -> list[Path]:
     """What the notebooks read: the reader's tables, and the published ones where there are any."""
     folders = (studies.store(profile).root, studies.store("paper").root)
-    return [p for f in dict.fromkeys(folders) for p in (f / "runs.parquet", f / "curves.parquet") if p.exists()]
+    return [
+        p for f in dict.fromkeys(folders) for p in (f / "runs.parquet", f / "curves.parquet") if p.exists()
+    ]
 
 
 def main() -> None:
     """Run one command; 0 when all is well, 1 where damage was found, 2 where something must be mended."""
-    command = tyro.cli(Command, prog="sparsity-moves", description=__doc__)  # type: ignore[arg-type,var-annotated]
+    command = tyro.cli(Command, prog="sparsity-moves", description=__doc__)
     try:
         sys.exit(command.run())
     except UserError as error:

@@ -8,6 +8,7 @@ are the two ways that do not.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Literal
 
 import torch
@@ -43,8 +44,12 @@ def replacement(
             order = torch.stack([torch.randperm(size, generator=generator(s, "resample")) for s in seeds])
             order = order.to(output.device)
             instead = output[torch.arange(len(output), device=output.device)[:, None], order]
-        edits[f"{number}.{component}"] = lambda value, instead=instead: instead
+        edits[f"{number}.{component}"] = partial(_constant, instead)
     return edits
+
+
+def _constant(instead: Tensor, _: Tensor) -> Tensor:
+    return instead
 
 
 @torch.no_grad()
@@ -57,13 +62,13 @@ def component_ablation(
     evaluation sequences (Smithline & Mascioli 2026, component ablation).
     """
     trace = forward(architecture, parameters, torch.stack([s.tokens for s in sequences]))
-    names = {"zero": "no", "mean": "mean", "resample": "resample"}
-    return {
-        f"{prefix}_{component}_accuracy": accuracy(
-            correct(
-                architecture, parameters, sequences, replacement(component, how, architecture, trace, seeds)
+    ways: tuple[tuple[Replacement, str], ...] = (("zero", "no"), ("mean", "mean"), ("resample", "resample"))
+    components: tuple[Component, ...] = ("ffn", "attention")
+    columns = {}
+    for how, prefix in ways:
+        for component in components:
+            edits = replacement(component, how, architecture, trace, seeds)
+            columns[f"{prefix}_{component}_accuracy"] = accuracy(
+                correct(architecture, parameters, sequences, edits)
             )
-        )
-        for how, prefix in names.items()
-        for component in ("ffn", "attention")
-    }
+    return columns

@@ -17,8 +17,12 @@ def correct_logit_terms(
 
     With a norm at the output its scale is held at what the whole residual stream gives.
     """
-    unembed = parameters["embed"] if architecture.task.tied else parameters["unembed"].transpose(1, 2)  # (M, C, D)
-    direction = unembed[torch.arange(len(unembed), device=targets.device)[:, None, None], targets]  # (M, N, R, D)
+    unembed = (
+        parameters["embed"] if architecture.task.tied else parameters["unembed"].transpose(1, 2)
+    )  # (M, C, D)
+    direction = unembed[
+        torch.arange(len(unembed), device=targets.device)[:, None, None], targets
+    ]  # (M, N, R, D)
     if "norm" in parameters:
         epsilon = torch.finfo(trace.residual.dtype).eps
         size = (trace.residual.square().mean(-1, keepdim=True) + epsilon).rsqrt()

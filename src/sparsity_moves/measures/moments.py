@@ -26,13 +26,19 @@ def measure(runs: list[Run], device: torch.device | str = "cpu") -> list[list[di
             continue
         specs = [runs[i].spec for i in there]
         architecture = specs[0].architecture
-        parameters = {n: t.to(device) for n, t in stack([runs[i].moments[moment].parameters for i in there]).items()}
+        parameters = {
+            n: t.to(device) for n, t in stack([runs[i].moments[moment].parameters for i in there]).items()
+        }
         sequences = evaluation(specs, device)
         right = correct(architecture, parameters, sequences)
         held_out = [s.held_out for s in sequences]
         match specs[0].task:
             case "modular_addition":
-                test: list[float | None] = [float(accuracy(r[h][None])[0]) for r, h in zip(right, held_out, strict=True) if h is not None]
+                test: list[float | None] = [
+                    float(accuracy(r[h][None])[0])
+                    for r, h in zip(right, held_out, strict=True)
+                    if h is not None
+                ]
             case "histogram":  # every evaluation sequence is fresh
                 test = accuracy(right).tolist()
             case _:  # add-7 trains on every input there is
@@ -41,9 +47,12 @@ def measure(runs: list[Run], device: torch.device | str = "cpu") -> list[list[di
             "accuracy": accuracy(right).tolist(),
             "exact_match": exact_match(right).tolist(),
             "test_accuracy": test,
-            **{name: v.tolist() for name, v in component_ablation(
-                architecture, parameters, sequences, [s.seed for s in specs]
-            ).items()},
+            **{
+                name: v.tolist()
+                for name, v in component_ablation(
+                    architecture, parameters, sequences, [s.seed for s in specs]
+                ).items()
+            },
             "attention_share": attention_share(architecture, parameters, sequences),
             "router_nmi": router_nmi(architecture, parameters, sequences),
         }

@@ -10,7 +10,9 @@ from sparsity_moves.tasks import Sequences
 
 
 @torch.no_grad()
-def router_nmi(architecture: Architecture, parameters: Parameters, sequences: list[Sequences]) -> list[float | None]:
+def router_nmi(
+    architecture: Architecture, parameters: Parameters, sequences: list[Sequences]
+) -> list[float | None]:
     """Normalised mutual information of expert and operation, over all scored read-outs; None without experts.
 
     The expert is the one with the largest gate in the last layer. The null to read it against is the frozen

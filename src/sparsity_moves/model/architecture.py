@@ -50,7 +50,9 @@ class FeedForward:
         if not 1 <= self.top_k <= self.experts:
             raise UserError(f"top-k is from 1 to the number of experts ({self.experts}), not {self.top_k}")
         if (self.experts > 1) != (self.router != "none"):
-            raise UserError(f"{self.experts} expert(s) with router '{self.router}': a router needs experts to choose")
+            raise UserError(
+                f"{self.experts} expert(s) with router '{self.router}': a router needs experts to choose"
+            )
         if self.router.startswith("hash") and self.top_k != 1:
             raise UserError("hash routing opens exactly one expert, so top-k must be 1")
 
@@ -119,7 +121,9 @@ class Architecture:
 
     def trained(self) -> list[str]:
         """Names of the parameters that training may change: a frozen router is not among them."""
-        return [name for name in self.shapes() if not (name.endswith(".router") and self.ffn.router == "frozen")]
+        return [
+            name for name in self.shapes() if not (name.endswith(".router") and self.ffn.router == "frozen")
+        ]
 
     def initialise(self, seed: int) -> Parameters:
         """One model's start, as PyTorch's layers start: N(0, 1) embeddings, linear layers U(±1/√fan_in).

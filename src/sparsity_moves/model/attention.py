@@ -25,7 +25,7 @@ def rows(table: Float[Tensor, "M S ..."], index: Int[Tensor, "M B P"]) -> Float[
     models, size = table.shape[:2]
     shift = torch.arange(0, models * size, size, device=index.device).view(-1, 1, 1)
     flat = table.reshape(models * size, -1)
-    return F.embedding(index + shift, flat).unflatten(-1, table.shape[2:])
+    return F.embedding(index + shift, flat).view(*index.shape, *table.shape[2:])
 
 
 def later(positions: tuple[int, ...], length: int, device: torch.device) -> Bool[Tensor, "P T"]:
@@ -50,12 +50,16 @@ def mix(pattern: Pattern, value: Float[Tensor, "M B T H K"]) -> Heads:
 
 class _Table(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, asking: Tensor, seen: Tensor, hidden: Any) -> Any:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, asking: Tensor, seen: Tensor, hidden: Any
+    ) -> Any:
         models, size, heads, width = key.shape
         scale = 1 / math.sqrt(width)
         table = (query * scale).transpose(1, 2) @ key.permute(0, 2, 3, 1)  # (M, H, Q, S)
         unit = torch.arange(models * heads, device=key.device).view(models, heads, 1, 1) * query.shape[1]
-        place = (unit + asking[:, None]) * size + seen.permute(2, 0, 1)[:, :, None, :, None]  # (T, M, H, B, P)
+        place = (unit + asking[:, None]) * size + seen.permute(2, 0, 1)[
+            :, :, None, :, None
+        ]  # (T, M, H, B, P)
         scores = table.flatten().index_select(0, place.flatten()).view(place.shape)
         if hidden is not None:
             scores.masked_fill_(hidden.T[:, None, None, None], -torch.inf)

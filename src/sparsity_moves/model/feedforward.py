@@ -27,7 +27,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def hidden_units(ffn: FeedForward, p: Parameters, name: str, x: Float[Tensor, "M N D"]) -> Float[Tensor, "M N W"]:
+def hidden_units(
+    ffn: FeedForward, p: Parameters, name: str, x: Float[Tensor, "M N D"]
+) -> Float[Tensor, "M N W"]:
     """h: every hidden unit of every expert, before any gate."""
     if ffn.gated:
         return ACTIVATIONS[ffn.activation](x @ p[name + "w_in"]) * (x @ p[name + "w_up"])
@@ -46,7 +48,7 @@ def combine(
         if not ffn.bias:
             return hidden @ p[name + "w_out"]
         return torch.baddbmm(p[name + "b_out"], hidden, p[name + "w_out"])
-    opened = (hidden.unflatten(-1, (ffn.experts, ffn.expert_width)) * gates[..., None]).flatten(-2)
+    opened: Tensor = (hidden.unflatten(-1, (ffn.experts, ffn.expert_width)) * gates[..., None]).flatten(-2)
     if not ffn.bias:
         return opened @ p[name + "w_out"]
     return torch.baddbmm(gates @ p[name + "b_out"], opened, p[name + "w_out"])

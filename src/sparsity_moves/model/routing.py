@@ -58,7 +58,10 @@ def by_score(ffn: FeedForward, router: Float[Tensor, "M D E"], x: Float[Tensor, 
 
 
 def by_hash(
-    architecture: Architecture, table: Int[Tensor, "M ..."], tokens: Int[Tensor, "M B T"], positions: tuple[int, ...]
+    architecture: Architecture,
+    table: Int[Tensor, "M ..."],
+    tokens: Int[Tensor, "M B T"],
+    positions: tuple[int, ...],
 ) -> Routing:
     """The expert of each position from a fixed random table, for `positions` only."""
     at = list(positions)

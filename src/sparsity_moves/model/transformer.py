@@ -75,7 +75,7 @@ def per_token(
     """Each model's linear map at every token."""
     flat = x.flatten(1, 2)
     out = flat @ weight if bias is None else torch.baddbmm(bias[:, None], flat, weight)
-    return out.unflatten(1, x.shape[1:3])
+    return out.view(*x.shape[:3], -1)
 
 
 def forward(
@@ -97,7 +97,9 @@ def forward(
     """
     edits = dict(edits or {})
     if unknown := sorted(set(edits) - set(components(architecture))):
-        raise UserError(f"no component is called {', '.join(unknown)}; there are {', '.join(components(architecture))}")
+        raise UserError(
+            f"no component is called {', '.join(unknown)}; there are {', '.join(components(architecture))}"
+        )
 
     def edited(name: str, value: Tensor) -> Tensor:
         return edits[name](value) if name in edits else value
@@ -110,9 +112,9 @@ def forward(
     # The residual stream starts as one of T·V rows, and `index` says which.
     table = (p["embed"][:, None] + p["position"][:, :, None]).flatten(1, 2)
     index = torch.arange(len(everywhere), device=tokens.device) * task.vocabulary + tokens
-    held = everywhere
-    if architecture.depth == 1 and "embedding" not in edits:
-        held = tuple(sorted({*asked, *balance_positions}))
+    by_table = not {"embedding", "0.pattern"} & set(edits)
+    short = architecture.depth == 1 and by_table  # then nobody looks at the stream at other positions
+    held = tuple(sorted({*asked, *balance_positions})) if short else everywhere
     embedding = residual = edited("embedding", rows(table, pick(index, held, everywhere)))  # (M, B, P, D)
     layers = []
     for number in range(architecture.depth):
@@ -123,13 +125,14 @@ def forward(
 
         hidden = later(needed, len(everywhere), tokens.device) if task.causal else None
         weight = p[name + "attention.qkv"]
-        if number == 0 and not {"embedding", "0.pattern"} & set(edits):
-            split = (normalise(p, "0.attention.norm", table) @ weight).unflatten(-1, (3, architecture.heads, -1))
+        if number == 0 and by_table:
+            projected = normalise(p, "0.attention.norm", table) @ weight
+            query, key, value = projected.unflatten(-1, (3, architecture.heads, -1)).unbind(2)
             asking = pick(index, needed, everywhere)
-            heads, pattern = attend_by_table(*split.unbind(2), asking, index, hidden)
+            heads, pattern = attend_by_table(query, key, value, asking, index, hidden)
         else:
-            split = per_token(normalise(p, name + "attention.norm", residual), weight)
-            query, key, value = split.unflatten(-1, (3, architecture.heads, -1)).unbind(3)
+            projected = per_token(normalise(p, name + "attention.norm", residual), weight)
+            query, key, value = projected.unflatten(-1, (3, architecture.heads, -1)).unbind(3)
             pattern = attention_pattern(pick(query, needed, everywhere), key, hidden)
             pattern = edited(name + "pattern", pattern)
             heads = mix(pattern, value)
@@ -159,7 +162,9 @@ def forward(
         residual = residual + output
         there = (answer, needed)
         layers.append(
-            Layer(pick(pattern, *there, 3), pick(heads, *there), pick(attention, *there), units, routing, output)
+            Layer(
+                pick(pattern, *there, 3), pick(heads, *there), pick(attention, *there), units, routing, output
+            )
         )
     unembed = p["embed"].transpose(1, 2) if task.tied else p["unembed"]
     logits = per_token(normalise(p, "norm", residual), unembed)

@@ -25,7 +25,11 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        why = "there is no space left on the disk" if error.errno == errno.ENOSPC else error.strerror or str(error)
+        why = (
+            "there is no space left on the disk"
+            if error.errno == errno.ENOSPC
+            else error.strerror or str(error)
+        )
         raise UserError(f"cannot write {path}: {why}; what was stored before is untouched") from error
 
 
@@ -54,4 +58,8 @@ def write(path: Path, fill: Callable[[Path], None]) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
-    write(path, lambda part: part.write_text(text, encoding="utf-8") and None)
+
+    def fill(part: Path) -> None:
+        part.write_text(text, encoding="utf-8")
+
+    write(path, fill)

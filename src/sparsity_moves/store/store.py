@@ -67,7 +67,9 @@ class Store:
             try:
                 part.mkdir(parents=True)
                 key = pl.lit(spec.spec_id).alias("spec_id")
-                pl.DataFrame(rows, infer_schema_length=None).select(key, pl.all()).write_parquet(part / FILES[0])
+                pl.DataFrame(rows, infer_schema_length=None).select(key, pl.all()).write_parquet(
+                    part / FILES[0]
+                )
                 pl.DataFrame(run.curve).select(key, pl.all()).write_parquet(part / FILES[1])
                 tensors = {f"{m}/{n}": t for m, at in run.moments.items() for n, t in at.parameters.items()}
                 save_file(tensors, part / FILES[2], metadata={"spec": spec.canonical})

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from sparsity_moves.store import Store
 from sparsity_moves.studies import engine, redistribution, sweep
 from sparsity_moves.studies.arms import ARMS, arm
 from sparsity_moves.studies.study import Results, Study, results, seeds, tables
-from sparsity_moves.store import Store
 from sparsity_moves.training import Profile, settings
 
 CHAPTERS = {"redistribution": (redistribution, sweep)}
@@ -54,7 +54,9 @@ def source_commit() -> str | None:
 
     here = Path(__file__).parent
     try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()

@@ -151,7 +151,12 @@ class _Lines:
 
 
 def run(
-    specs: Sequence[Spec], store: Store, *, workers: int | None = None, stack: int | None = None, quiet: bool = False
+    specs: Sequence[Spec],
+    store: Store,
+    *,
+    workers: int | None = None,
+    stack: int | None = None,
+    quiet: bool = False,
 ) -> int:
     """Train what is missing among `specs`; gives how many runs were trained.
 
@@ -187,7 +192,9 @@ def run(
     lines = None if quiet or console.is_terminal else _Lines(total)
     with bar, ProcessPoolExecutor(workers, context, _prepare, (heard, os.getpid())) as pool:
         task = bar.add_task("", total=total, text="starting")
-        pending: set[Future[int]] = {pool.submit(_work, i, shard, store, device) for i, shard in enumerate(queue)}
+        pending: set[Future[int]] = {
+            pool.submit(_work, i, shard, store, device) for i, shard in enumerate(queue)
+        }
         try:
             while pending:
                 done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)

@@ -61,7 +61,9 @@ def results(study: Study, store: Store) -> Results:
     names, ids = named(study), [spec.spec_id for spec in study.specs]
     moments = names.join(store.moments(ids), on="spec_id", maintain_order="left")
     curves = names.drop("study").join(store.curves(ids), on="spec_id", maintain_order="left")
-    curves = curves.join(moments.select("spec_id", "seed", "task").unique(), on="spec_id", maintain_order="left")
+    curves = curves.join(
+        moments.select("spec_id", "seed", "task").unique(), on="spec_id", maintain_order="left"
+    )
     first = ("spec_id", "study", "task", "arm", "seed", "moment", "step")
     return Results(study, moments.select(*first, pl.exclude(first)), curves)
 

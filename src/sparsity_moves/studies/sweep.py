@@ -6,8 +6,16 @@ from sparsity_moves.studies.arms import arm
 from sparsity_moves.studies.study import Study, seeds
 from sparsity_moves.training import Profile
 
-EXPERTS: dict[Profile, tuple[int, ...]] = {"smoke": (1, 2, 4), "laptop": (1, 2, 4, 8, 16), "paper": (1, 2, 4, 8, 16)}
-WIDTHS: dict[Profile, tuple[int, ...]] = {"smoke": (32, 64), "laptop": (64, 128, 256), "paper": (64, 128, 256, 512)}
+EXPERTS: dict[Profile, tuple[int, ...]] = {
+    "smoke": (1, 2, 4),
+    "laptop": (1, 2, 4, 8, 16),
+    "paper": (1, 2, 4, 8, 16),
+}
+WIDTHS: dict[Profile, tuple[int, ...]] = {
+    "smoke": (32, 64),
+    "laptop": (64, 128, 256),
+    "paper": (64, 128, 256, 512),
+}
 SEEDS: dict[Profile, int] = {"smoke": 2, "laptop": 3, "paper": 20}
 
 

@@ -31,7 +31,9 @@ class Addition(Task):
 
     def __post_init__(self) -> None:
         if not 1 <= self.digits <= 6:
-            raise UserError(f"addition takes 1 to 6 digits, since all inputs are enumerated; not {self.digits}")
+            raise UserError(
+                f"addition takes 1 to 6 digits, since all inputs are enumerated; not {self.digits}"
+            )
         if not 1 <= self.addend <= 9:
             raise UserError(f"the addend is one digit from 1 to 9, not {self.addend}")
 

@@ -79,7 +79,9 @@ class Histogram(Task):
         # Which part each place belongs to, one row a composition.
         parts = torch.tensor([[i for i, n in enumerate(cut) for _ in range(n)] for cut in cuts])
         counts = torch.tensor([[n for n in cut for _ in range(n)] for cut in cuts])
-        chosen = torch.multinomial(torch.tensor(list(cuts.values())), size, replacement=True, generator=source)
+        chosen = torch.multinomial(
+            torch.tensor(list(cuts.values())), size, replacement=True, generator=source
+        )
         names = torch.rand(size, self.alphabet, generator=source).argsort(dim=1)
         order = torch.rand(size, self.symbols, generator=source).argsort(dim=1)
         tokens = names.gather(1, parts[chosen].gather(1, order))

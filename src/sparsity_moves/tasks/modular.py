@@ -27,7 +27,9 @@ class ModularAddition(Task):
 
     def __post_init__(self) -> None:
         if not 2 <= self.modulus <= 512:
-            raise UserError(f"the modulus is from 2 to 512, since all pairs are enumerated; not {self.modulus}")
+            raise UserError(
+                f"the modulus is from 2 to 512, since all pairs are enumerated; not {self.modulus}"
+            )
         if not 0 < self.train_fraction < 1:
             raise UserError(f"the train fraction lies strictly between 0 and 1, not {self.train_fraction}")
         if not 0 < self.train_pairs < self.modulus**2:

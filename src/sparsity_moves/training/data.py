@@ -30,11 +30,13 @@ def to(sequences: Sequences, device: torch.device) -> Sequences:
     )
 
 
-def batches(specs: list[Spec], device: torch.device) -> Iterator[tuple[Int[Tensor, "M B T"], Int[Tensor, "M B R"]]]:
+def batches(
+    specs: list[Spec], device: torch.device
+) -> Iterator[tuple[Int[Tensor, "M B T"], Int[Tensor, "M B R"]]]:
     """Tokens and targets of every step, from step 1 on."""
     spec = specs[0]
     sources = [generator(s.seed, "batches") for s in specs]
-    tokens = targets = index = None
+    tokens = targets = index = torch.empty(0)  # set at step 0
     model = torch.arange(len(specs), device=device)[:, None]
     for step in range(spec.steps):
         if step == 0 or (spec.redraw_every and step % spec.redraw_every == 0):
@@ -42,13 +44,13 @@ def batches(specs: list[Spec], device: torch.device) -> Iterator[tuple[Int[Tenso
             pools = [s.task_object.training_pool(s.seed, draw, s.pool) for s in specs]
             tokens = torch.stack([pool.tokens for pool in pools]).to(device)
             targets = torch.stack([pool.targets for pool in pools]).to(device)
-        assert tokens is not None and targets is not None
         if not spec.batch:
             yield tokens, targets
             continue
         if step % BLOCK == 0:
             shape = (BLOCK, spec.batch)
-            index = torch.stack([torch.randint(tokens.shape[1], shape, generator=g) for g in sources], 1).to(device)
-        assert index is not None
+            index = torch.stack([torch.randint(tokens.shape[1], shape, generator=g) for g in sources], 1).to(
+                device
+            )
         drawn = index[step % BLOCK]
         yield tokens[model, drawn], targets[model, drawn]

@@ -59,7 +59,9 @@ class Fleet:
         sizes = [start[name][0].numel() for name in names]
         self.flat = torch.cat([start[name].flatten(1) for name in names], dim=1).to(self.device)
         self.gradient = torch.zeros_like(self.flat)
-        self.parameters = {name: tensor.to(self.device) for name, tensor in start.items() if name not in names}
+        self.parameters = {
+            name: tensor.to(self.device) for name, tensor in start.items() if name not in names
+        }
         offset = 0
         for name, size in zip(names, sizes, strict=True):
             view = self.flat[:, offset : offset + size].view(start[name].shape)
@@ -113,7 +115,9 @@ def look(fleet: Fleet, sequences: list[Sequences], step: int) -> tuple[dict[str,
     right = correct(architecture, parameters, sequences)
     seen = {
         "accuracy": accuracy(right),
-        "no_ffn_accuracy": accuracy(correct(architecture, parameters, sequences, no("ffn", architecture.depth))),
+        "no_ffn_accuracy": accuracy(
+            correct(architecture, parameters, sequences, no("ffn", architecture.depth))
+        ),
         "no_attention_accuracy": accuracy(
             correct(architecture, parameters, sequences, no("attention", architecture.depth))
         ),
@@ -159,9 +163,9 @@ def train(
             if score[model].item() > best[model]:
                 best[model] = score[model].item()
                 moments[model]["first_best"] = Moment(step, fleet.snapshot(model))
-            if fleet.spec.task == "modular_addition" and "grokked" not in moments[model]:
-                if seen["test_accuracy"][model].item() > GROKKED:
-                    moments[model]["grokked"] = Moment(step, fleet.snapshot(model))
+            grokked = fleet.spec.task == "modular_addition" and score[model].item() > GROKKED
+            if grokked and "grokked" not in moments[model]:
+                moments[model]["grokked"] = Moment(step, fleet.snapshot(model))
             if step == fleet.spec.steps:
                 moments[model]["final"] = Moment(step, fleet.snapshot(model))
         progress(step)

@@ -79,7 +79,9 @@ class Spec:
         if self.batch < 0 or self.pool < 0:
             raise UserError("batch and pool are numbers of sequences, so not negative")
         if self.task == "histogram" and not (self.pool and self.evaluation):
-            raise UserError("the histogram task samples its sequences: give the sizes of its pool and evaluation")
+            raise UserError(
+                "the histogram task samples its sequences: give the sizes of its pool and evaluation"
+            )
         if self.balance_weight and not self.architecture.ffn.scores:
             raise UserError(f"a balance loss needs a router that scores experts, not '{self.router}'")
 
