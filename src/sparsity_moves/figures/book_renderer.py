@@ -1,6 +1,6 @@
 """Show a chart with its caption, its data and its code: in the built book, and live in JupyterLab.
 
-In the book a cell's output is a MyST `chart` directive (see `publishing.figure_directive`): the figure is
+In the book a cell's output is a MyST `chart` directive (see `publishing.sphinx_extension`): the figure is
 numbered, `{numref}` finds it as `fig-NAME`, and all charts of the site share one Vega file. Live, the
 output is self-contained HTML. Both draw with the same `chart.js`.
 """

@@ -4,13 +4,15 @@ Everything happens in a work folder; the finished pages take the place of the la
 so that a build that fails loses nothing. What has not changed is not done again.
 """
 
+import fcntl
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -127,7 +129,7 @@ def build_chapter(
 def _publish(
     book: Book, pages: list[Page], toc: object, jobs: int, console: Console, strict: bool = True
 ) -> Path:
-    with _progress(console) as progress:
+    with _alone(book), _progress(console) as progress:
         task = progress.add_task("Running the notebooks", total=len(pages))
         _run_all(book, pages, jobs, progress, task)
         staging = _stage(book, pages, toc)
@@ -139,9 +141,18 @@ def _publish(
             return index
         task = progress.add_task("Writing the pages", total=200)
         fresh = _sphinx(book, staging, progress, task, strict)
-    (fresh / ".inputs").write_text(inputs)
-    _swap(fresh, book.html)
+        (fresh / ".inputs").write_text(inputs)
+        _swap(fresh, book.html)
     return index
+
+
+@contextmanager
+def _alone(book: Book) -> Iterator[None]:
+    """Wait until no other build writes to the same folder."""
+    book.work.mkdir(parents=True, exist_ok=True)
+    with (book.work / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _run_all(book: Book, pages: list[Page], jobs: int, progress: Progress, task: TaskID) -> None:

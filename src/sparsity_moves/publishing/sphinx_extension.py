@@ -1,4 +1,4 @@
-"""The Sphinx side of `figures.show`: a numbered figure that holds a live chart.
+"""What the book adds to Sphinx: the numbered figure with a live chart that `figures.show` asks for.
 
     ```{chart} NAME
     the Vega-Lite specification, one line
@@ -10,7 +10,7 @@ The label is `fig-NAME`; the rows behind the picture are expected at `_static/da
 """
 
 import json
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -47,11 +47,20 @@ class Chart(SphinxDirective):
         top = "../" * self.env.docname.count("/")
         return (
             f'<p class="chart-links"><a href="{top}_static/data/{name}.csv" download>Data (CSV)</a>'
-            '<button type="button" class="chart-code btn btn-link p-0">Code</button></p>'
+            '<button type="button" class="chart-code">Code</button></p>'
         )
 
 
+def _name_references(
+    _app: Sphinx, _page: str, _template: str, context: dict[str, Any], _tree: object
+) -> None:
+    """Call the entries of a bibliography what ARIA calls them now; docutils writes a withdrawn role."""
+    if body := context.get("body"):
+        context["body"] = body.replace('role="doc-biblioentry"', 'role="listitem"')
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Register the directive."""
+    """Register the directive and the mending of references."""
     app.add_directive("chart", Chart)
+    app.connect("html-page-context", _name_references)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
