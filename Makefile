@@ -37,7 +37,8 @@ paper: $(READY)  ## retrain at full scale, on a GPU (hours), and build the book 
 	@$(MAKE) --no-print-directory book PROFILE=paper
 
 lab: $(LAB)  ## open the chapters in JupyterLab, live
-	$(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/book/redistribution.md
+	$(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/book/redistribution.md \
+	  --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
 
 chapter: $(READY)  ## rerun one chapter: make chapter NAME=redistribution EXPERTS=8 (WIDTH, TOP_K, SEEDS)
 	@test -n "$(NAME)" || { echo "Say which chapter: make chapter NAME=redistribution" >&2; exit 2; }

@@ -28,7 +28,7 @@ from sparsity_moves.figures.book_renderer import show
 from sparsity_moves.publishing import site
 
 ROOT = Path(__file__).parents[1]
-PAGES = [*site._names(yaml.safe_load((ROOT / "_toc.yml").read_text())), "search"]
+PAGES = [*site.page_names(yaml.safe_load((ROOT / "_toc.yml").read_text())), "search"]
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -211,7 +211,13 @@ def test_the_first_result_has_a_slider(html: Path, visit: Visitor) -> None:
 
 def test_live_a_figure_needs_no_other_file(visit: Visitor, tmp_path: Path) -> None:
     chart = alt.Chart(pl.DataFrame({"x": [1, 2]})).mark_point().encode(x="x:Q")
-    figure = show(chart, name="live", caption="Two *points*.", data=pl.DataFrame({"x": [1, 2]}), alt="Points")
+    figure = show(
+        chart,
+        name="live",
+        caption="Two *points*, {numref}`fig-live`.",
+        data=pl.DataFrame({"x": [1, 2]}),
+        alt="Points",
+    )
     (tmp_path / "live.html").write_text(f"<!doctype html>{figure._repr_mimebundle_()['text/html']}")
     seen = visit(tmp_path.as_uri(), "live")
     assert seen.page.get_by_role("img", name="Points").is_visible()

@@ -24,6 +24,7 @@ from sparsity_moves.figures import theme as theme  # registers the theme
 
 DATA_DIR = "SPARSITY_MOVES_DATA_DIR"  # set while the book is built: where the figures' tables go
 _HERE = Path(__file__).parent
+_ROLE = re.compile(r"\{[a-z:]+\}(?=`)")  # a cross-reference: outside of the book only its text remains
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def standalone(figure: Figure) -> str:
     """The figure as HTML that needs no other file."""
     data = base64.b64encode(figure.csv.encode()).decode()
     link = f'<a href="data:text/csv;base64,{data}" download="{figure.name}.csv">Data (CSV)</a>'
-    caption = MarkdownIt().renderInline(figure.caption)
+    caption = MarkdownIt().renderInline(_ROLE.sub("", figure.caption))
     script = f"{vega_bundle()}\n{chart_script()}".replace("</script", "<\\/script")
     return (
         f"<style>{chart_style()}</style><figure>{placeholder(figure.name, figure.spec)}"

@@ -95,7 +95,7 @@ def build(
     """
     book = Book(root.resolve(), (output or root / "_build").resolve(), tuple(reads))
     toc = _load(book.root / "_toc.yml")
-    pages = [_page(book, name, {"profile": profile}, strict=False) for name in _names(toc)]
+    pages = [_page(book, name, {"profile": profile}, strict=False) for name in page_names(toc)]
     return _publish(book, pages, toc, jobs, console or Console())
 
 
@@ -115,7 +115,7 @@ def build_chapter(
     """
     place = output or root / "_build" / "chapters" / name
     book = Book(root.resolve(), place.resolve(), tuple(reads))
-    known = _names(_load(book.root / "_toc.yml"))
+    known = page_names(_load(book.root / "_toc.yml"))
     if name not in known:
         raise UserError(f"The book has no chapter {name!r}; it has: {', '.join(known)}.")
     pages = [_page(book, name, parameters, strict=True)]
@@ -284,14 +284,14 @@ def _page(book: Book, name: str, parameters: Mapping[str, object], *, strict: bo
     return Page(name, source, runs, notebooks.checked(parameters, notebook, source.name))
 
 
-def _names(toc: object) -> list[str]:
+def page_names(toc: object) -> list[str]:
     """The pages of a table of contents, in order."""
     if isinstance(toc, list):
-        return [name for part in toc for name in _names(part)]
+        return [name for part in toc for name in page_names(part)]
     if not isinstance(toc, dict):
         return []
     own = [str(toc[key]) for key in ("root", "file") if key in toc]
-    return own + [name for key in ("parts", "chapters", "sections") for name in _names(toc.get(key))]
+    return own + [name for key in ("parts", "chapters", "sections") for name in page_names(toc.get(key))]
 
 
 def _load(path: Path) -> object:
