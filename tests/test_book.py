@@ -311,6 +311,18 @@ def test_a_page_with_a_warning_is_refused_and_the_last_good_book_stays(tmp_path:
     assert "Good" in index.read_text()
 
 
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "taken").touch()
+    with pytest.raises(UserError, match="The book could not be written: .*taken"):
+        site.build(small_book(tmp_path, "# One\n"), profile="smoke", output=tmp_path / "taken")
+
+
+def test_a_chapter_that_raises_stops_the_build_with_its_sentence(tmp_path: Path) -> None:
+    page = "# One\n\n```{code-cell}\nraise ValueError('three experts')\n```\n"
+    with pytest.raises(UserError, match=r"^index\.md, code cell 1: ValueError: three experts$"):
+        site.build(small_book(tmp_path, page), profile="smoke")
+
+
 def test_an_unknown_chapter_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no chapter 'nonsense'; it has: index"):
         site.build_chapter(small_book(tmp_path, "# One\n"), "nonsense", {})

@@ -148,11 +148,14 @@ def _publish(
 
 @contextmanager
 def _alone(book: Book) -> Iterator[None]:
-    """Wait until no other build writes to the same folder."""
-    book.work.mkdir(parents=True, exist_ok=True)
-    with (book.work / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    """Wait until no other build writes to the same folder; a full disk or the like is one sentence."""
+    try:
+        book.work.mkdir(parents=True, exist_ok=True)
+        with (book.work / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+    except OSError as error:
+        raise UserError(f"The book could not be written: {error}.") from error
 
 
 def _run_all(book: Book, pages: list[Page], jobs: int, progress: Progress, task: TaskID) -> None:
