@@ -44,13 +44,16 @@ def by_score(ffn: FeedForward, router: Float[Tensor, "M D E"], x: Float[Tensor, 
     """Softmax, the k largest, then renormalised to sum 1 or left as they are.
 
     With k = 1 the renormalised gate is p / p = 1 whatever p is, so the task's gradient to the router is exactly
-    zero: only the balance loss trains it. The Switch gate p (Fedus et al. 2021) has no such hole.
+    zero (1/p - p/p²): only the balance loss trains it. We say so by leaving the division out, which also saves
+    its backward pass. The Switch gate p (Fedus et al. 2021) has no such hole.
     """
     # Experts come before tokens while we compute: a softmax along the last axis of a few is slow on a CPU.
     scores = router.transpose(1, 2) @ x.flatten(1, 2).transpose(1, 2)  # (M, E, N)
     probabilities = scores.softmax(1).transpose(1, 2).unflatten(1, x.shape[1:3])
     best = scores.transpose(1, 2).unflatten(1, x.shape[1:3]).topk(ffn.top_k, dim=-1).indices
     chosen = torch.zeros_like(probabilities).scatter_(-1, best, 1.0)
+    if ffn.gate == "renormalised" and ffn.top_k == 1:
+        return Routing(chosen, chosen, probabilities)
     gates = probabilities * chosen
     if ffn.gate == "renormalised":
         gates = gates / gates.sum(-1, keepdim=True)

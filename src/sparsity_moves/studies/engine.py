@@ -8,6 +8,7 @@ and no more.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import threading
@@ -92,6 +93,21 @@ def missing(specs: Sequence[Spec], store: Store) -> tuple[list[Spec], list[str]]
     return todo, said
 
 
+def keep_memory() -> None:
+    """Have glibc's malloc keep what is freed, so that every step finds the last step's pages.
+
+    A step frees and asks again for the same few megabytes. Given back to the system and faulted in anew, they
+    cost more than the products they hold: on a virtual machine a factor of two. Elsewhere nothing happens.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # malloc.h
+    for option, size in ((mmap_threshold, 32 << 20), (trim_threshold, 2**31 - 1), (top_pad, 64 << 20)):
+        mallopt(option, size)
+
+
 _heard: Any = None
 
 
@@ -100,6 +116,7 @@ def _prepare(heard: Any, parent: int) -> None:
     global _heard
     _heard = heard
     torch.set_num_threads(1)
+    keep_memory()
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -69,6 +69,7 @@ class Fleet:
             offset += size
         self.trained = [self.parameters[name] for name in names]
         self.flat.grad = self.gradient
+        self.steps_done = 0
         self.optimiser = torch.optim.AdamW(
             [self.flat],
             lr=self.spec.learning_rate,
@@ -96,8 +97,15 @@ class Fleet:
         if self.spec.clip:
             norm = torch.linalg.vector_norm(self.gradient, dim=1, keepdim=True)
             self.gradient.mul_((self.spec.clip / (norm + 1e-6)).clamp(max=1.0))
+        self.optimiser.param_groups[0]["lr"] = self.learning_rate()
         self.optimiser.step()
+        self.steps_done += 1
         return entropy.detach()
+
+    def learning_rate(self) -> float:
+        """Constant, then, over the last `decay` steps, falling linearly; it would be zero after the last."""
+        left = self.spec.steps - self.steps_done
+        return self.spec.learning_rate * (min(1.0, left / self.spec.decay) if self.spec.decay else 1.0)
 
     def snapshot(self, model: int) -> Parameters:
         """One model's parameters as they are now."""

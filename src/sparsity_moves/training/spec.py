@@ -57,6 +57,8 @@ class Spec:
     redraw_every: int = 0
     """Steps between two draws of the pool; 0 is never."""
     learning_rate: float = 1e-3
+    decay: int = 0
+    """Last steps, over which the learning rate falls linearly to zero; 0 is never, as in the paper."""
     weight_decay: float = 0.01
     beta1: float = 0.9
     beta2: float = 0.999
@@ -76,6 +78,8 @@ class Spec:
             raise UserError(f"no task is called '{self.task}'; there are {', '.join(TASKS)}")
         if self.steps < 1 or self.evaluate_every < 1:
             raise UserError("a run takes at least one step, and looks at itself at least every so many")
+        if not 0 <= self.decay <= self.steps:
+            raise UserError(f"the learning rate can fall over 0 to all {self.steps} steps, not {self.decay}")
         if self.batch < 0 or self.pool < 0:
             raise UserError("batch and pool are numbers of sequences, so not negative")
         if self.task == "histogram" and not (self.pool and self.evaluation):
