@@ -313,7 +313,7 @@ def test_a_page_with_a_warning_is_refused_and_the_last_good_book_stays(tmp_path:
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "taken").touch()
-    with pytest.raises(UserError, match="The book could not be written: .*taken"):
+    with pytest.raises(UserError, match=r"The book could not be written: .*taken"):
         site.build(small_book(tmp_path, "# One\n"), profile="smoke", output=tmp_path / "taken")
 
 
