@@ -59,14 +59,18 @@ def fleet(name: str, steps: int) -> tuple[float, float]:
     return time.perf_counter() - started, statistics.mean(losses[-10:])
 
 
-def _one(work: Callable[[str, int], tuple[float, float]], name: str, steps: int, together: Barrier, out: Any) -> None:
+def _one(
+    work: Callable[[str, int], tuple[float, float]], name: str, steps: int, together: Barrier, out: Any
+) -> None:
     torch.set_num_threads(1)
     work(name, 5)
     together.wait()
     out.put(work(name, steps))
 
 
-def on_every_core(work: Callable[[str, int], tuple[float, float]], name: str, steps: int) -> tuple[float, float]:
+def on_every_core(
+    work: Callable[[str, int], tuple[float, float]], name: str, steps: int
+) -> tuple[float, float]:
     """One single-threaded process a core, started together: the slowest one's seconds, the mean loss."""
     context = get_context("spawn")
     together, out = context.Barrier(cores()), context.SimpleQueue()
@@ -120,7 +124,9 @@ def main() -> None:
     record: dict[str, Any] = {}
     for name, columns in rows.items():
         ratios = [f / p for f, p in zip(columns["fleet"], columns["plain"], strict=True)]
-        speed = {key: statistics.median(columns[key]) for key in ("plain", "plain, a process a core", "fleet")}
+        speed = {
+            key: statistics.median(columns[key]) for key in ("plain", "plain, a process a core", "fleet")
+        }
         reached = speed["fleet"] * floor_flops(name) / rate
         table.add_row(
             name,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -23,6 +23,12 @@ Gate = Literal["renormalised", "switch"]
 Norm = Literal["none", "rms"]
 Parameters = dict[str, Tensor]
 """Every parameter by name, each with a leading axis M: one slice a model of the fleet."""
+
+
+def known(what: str, name: str, names: Any) -> None:
+    """Raise `UserError` unless the name is among those of a Literal."""
+    if name not in get_args(names):
+        raise UserError(f"no {what} is called '{name}'; there are {', '.join(get_args(names))}")
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,9 @@ class FeedForward:
     activation: Activation = "silu"
 
     def __post_init__(self) -> None:
+        known("router", self.router, Router)
+        known("gate", self.gate, Gate)
+        known("activation", self.activation, Activation)
         if self.width < 1 or self.experts < 1:
             raise UserError(
                 f"an FFN needs at least one hidden unit and one expert, not {self.width} and {self.experts}"
@@ -82,6 +91,7 @@ class Architecture:
     ffn: FeedForward = FeedForward()
 
     def __post_init__(self) -> None:
+        known("norm", self.norm, Norm)
         if self.depth < 1:
             raise UserError(f"a Transformer has at least one layer, not {self.depth}")
         if self.heads < 1 or self.d_model % self.heads:

@@ -65,6 +65,7 @@ def by_hash(
     table: Int[Tensor, "M ..."],
     tokens: Int[Tensor, "M B T"],
     positions: tuple[int, ...],
+    dtype: torch.dtype = torch.float32,
 ) -> Routing:
     """The expert of each position from a fixed random table, for `positions` only."""
     at = list(positions)
@@ -77,7 +78,7 @@ def by_hash(
         # A bidirectional position sees every token; its own code, counted twice, tells positions apart.
         seen = code.cumsum(-1) if architecture.task.causal else code.sum(-1, keepdim=True) + code
         expert = seen[:, :, at] % architecture.ffn.experts
-    gates = torch.nn.functional.one_hot(expert, architecture.ffn.experts).float()
+    gates = torch.nn.functional.one_hot(expert, architecture.ffn.experts).to(dtype)
     return Routing(gates, gates, None)
 
 

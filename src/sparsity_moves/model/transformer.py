@@ -1,7 +1,7 @@
 """The forward pass: tokens in, a trace out. What a measure wants to see it finds in the trace; what it wants to
 change it passes as an edit. There are no hooks and no state.
 
-Only what is asked for is computed: the last layer answers at the positions asked for, not at all of them, and
+Only what is asked for is computed: the last layer answers at the positions asked for only, and
 the first layer's residual stream depends on (position, token) alone, so its Q, K and V are tables.
 """
 
@@ -56,8 +56,9 @@ class Trace:
 
 
 def components(architecture: Architecture) -> tuple[str, ...]:
-    """The names an edit can have. `heads` edits every head's mixture: (M, B, R, H, d_head)."""
-    parts = ("pattern", "heads", "attention", "hidden", "gates", "ffn")
+    """The names an edit can have; only experts have gates. `heads` is every head's mixture: (M, B, R, H, d_head)."""
+    gates = () if architecture.ffn.router == "none" else ("gates",)
+    parts = ("pattern", "heads", "attention", "hidden", *gates, "ffn")
     return ("embedding", *(f"{layer}.{part}" for layer in range(architecture.depth) for part in parts))
 
 
@@ -147,7 +148,7 @@ def forward(
             if ffn.scores:
                 routing = by_score(ffn, p[name + "ffn.router"], stream)
             else:
-                routing = by_hash(architecture, p[name + "ffn.hash"], tokens, needed)
+                routing = by_hash(architecture, p[name + "ffn.hash"], tokens, needed, stream.dtype)
             if balance_positions:
                 balance = balance + balance_loss(ffn, routing.at(balance_positions, needed))
             routing = routing.at(answer, needed)
