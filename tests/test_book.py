@@ -4,6 +4,7 @@ nothing, their controls redraw the picture, and everybody can read them, in ligh
 Each check is a function that returns what is wrong; planted faults at the end show that it would notice.
 """
 
+import fcntl
 import io
 import os
 import shutil
@@ -23,6 +24,7 @@ import yaml
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from sparsity_moves import cli, studies
 from sparsity_moves.errors import UserError
 from sparsity_moves.figures.book_renderer import show
 from sparsity_moves.publishing import site
@@ -44,10 +46,21 @@ DRAWN = """() => document.readyState === "complete"
         || (MathJax.startup.promise.then(() => { window.mathDone = true }), false))"""
 
 
+def build() -> Path:
+    return site.build(ROOT, profile="smoke", output=ROOT / "_build" / "test", reads=cli.tables("smoke"))
+
+
 @pytest.fixture(scope="session")
 def html() -> Path:
-    """The book, built once and kept between runs as long as nothing it depends on changes."""
-    return site.build(ROOT, profile="smoke", output=ROOT / "_build" / "test").parent
+    """The book of the smoke profile, trained and built once and kept as long as nothing it depends on changes."""
+    os.environ["SPARSITY_MOVES_RESULTS"] = str(ROOT / "_build" / "test" / "results")
+    (ROOT / "_build" / "test").mkdir(parents=True, exist_ok=True)
+    with (ROOT / "_build" / "test" / "training.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the other test process finds the models trained
+        specs = [spec for study in studies.every("smoke") for spec in study.specs]
+        studies.engine.run(specs, studies.store("smoke"), quiet=True)
+        studies.write_tables("smoke")
+    return build().parent
 
 
 @pytest.fixture(scope="session")
@@ -288,7 +301,7 @@ def test_pages_name_no_place_of_the_machine_that_built_them(html: Path) -> None:
 
 def test_a_second_build_changes_nothing(html: Path) -> None:
     before = (html / "index.html").stat().st_mtime_ns
-    site.build(ROOT, profile="smoke", output=ROOT / "_build" / "test")
+    build()
     assert (html / "index.html").stat().st_mtime_ns == before
 
 
