@@ -17,9 +17,16 @@ CHAPTERS = {"redistribution": (redistribution, sweep)}
 
 
 def store(profile: Profile) -> Store:
-    """Where a profile's runs lie: `results/<profile>` here, or under SPARSITY_MOVES_RESULTS."""
+    """Where a profile's runs lie: `results/<profile>` of the checkout, or under SPARSITY_MOVES_RESULTS.
+
+    A notebook runs in `book/`, so the checkout is looked for upwards; outside of one, `results` is made here.
+    """
     settings(profile, "add7")  # refuses a profile that is not there
-    return Store(Path(os.environ.get("SPARSITY_MOVES_RESULTS", "results")) / profile)
+    if elsewhere := os.environ.get("SPARSITY_MOVES_RESULTS"):
+        return Store(Path(elsewhere) / profile)
+    here = Path.cwd()
+    checkout = next((folder for folder in (here, *here.parents) if (folder / "_toc.yml").exists()), here)
+    return Store(Path(os.path.relpath(checkout / "results")) / profile)
 
 
 def every(profile: Profile) -> list[Study]:
