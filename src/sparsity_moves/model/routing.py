@@ -43,9 +43,9 @@ class Routing(NamedTuple):
 def by_score(ffn: FeedForward, router: Float[Tensor, "M D E"], x: Float[Tensor, "M B R D"]) -> Routing:
     """Softmax, the k largest, then renormalised to sum 1 or left as they are.
 
-    With k = 1 the renormalised gate is p / p = 1 whatever p is, so the task's gradient to the router is exactly
-    zero (1/p - p/p²): only the balance loss trains it. We say so by leaving the division out, which also saves
-    its backward pass. The Switch gate p (Fedus et al. 2021) has no such hole.
+    With k = 1 the renormalised gate is p / p = 1 whatever p is, so the task's gradient to the router, 1/p - p/p²,
+    is exactly zero: only the balance loss trains it. In floating point the two terms may round apart, and Adam
+    would blow up what is left; so the division is left out. The Switch gate p (Fedus et al. 2021) has no such hole.
     """
     # Experts come before tokens while we compute: a softmax along the last axis of a few is slow on a CPU.
     scores = router.transpose(1, 2) @ x.flatten(1, 2).transpose(1, 2)  # (M, E, N)

@@ -34,10 +34,13 @@ def every(profile: Profile) -> list[Study]:
     return [module.study(profile) for modules in CHAPTERS.values() for module in modules]
 
 
-def run(study: Study, *, quiet: bool = False) -> Results:
-    """Train what the store misses of a study, then give its tables."""
+def run(study: Study) -> Results:
+    """Train what the store misses of a study, then give its tables.
+
+    Progress is shown in a terminal and in JupyterLab, not while the book is built: it would end up in the page.
+    """
     where = store(study.profile)
-    engine.run(study.specs, where, quiet=quiet)
+    engine.run(study.specs, where, quiet="SPARSITY_MOVES_DATA_DIR" in os.environ)
     return results(study, where)
 
 

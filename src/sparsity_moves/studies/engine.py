@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import sys
 import threading
 import time
@@ -117,6 +118,7 @@ def _prepare(heard: Any, parent: int) -> None:
     _heard = heard
     torch.set_num_threads(1)
     keep_memory()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -204,9 +206,9 @@ def run(
         TimeRemainingColumn(),
         TextColumn("left"),
         console=console,
-        disable=quiet or not console.is_terminal,
+        disable=quiet or not (console.is_terminal or console.is_jupyter),
     )
-    lines = None if quiet or console.is_terminal else _Lines(total)
+    lines = None if quiet or console.is_terminal or console.is_jupyter else _Lines(total)
     with bar, ProcessPoolExecutor(workers, context, _prepare, (heard, os.getpid())) as pool:
         task = bar.add_task("", total=total, text="starting")
         pending: set[Future[int]] = {

@@ -53,7 +53,7 @@ SETTINGS: dict[tuple[Profile, TaskName], dict[str, Any]] = {
         "evaluate_every": 10,
         "evaluation": 3_000,
     },
-    ("laptop", "add7"): {**ADD7, "steps": 1_500, "decay": 300, "evaluate_every": 100},
+    ("laptop", "add7"): {**ADD7, "steps": 1_800, "decay": 500, "evaluate_every": 100},
     ("laptop", "modular_addition"): {
         **MODULAR,
         "modulus": 59,
