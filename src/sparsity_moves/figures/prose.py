@@ -34,9 +34,7 @@ def say(*paragraphs: str) -> Text:
 
 def plain(source: str) -> str:
     """MyST without its roles and directives, for where nothing resolves them."""
-    source = re.sub(
-        r"^`{3,}\{table\} (.*)\n:name: .*\n\n(.*?)\n`{3,}$", r"*\1*\n\n\2", source, flags=re.M | re.S
-    )
+    source = re.sub(r"^:::\{table\} (.*)\n:name: .*\n\n(.*?)\n:::$", r"*\1*\n\n\2", source, flags=re.M | re.S)
     return _ROLE.sub(lambda role: re.sub(r"^(fig|tab)-", "", role[2]), source)
 
 
@@ -81,7 +79,7 @@ def table(rows: pl.DataFrame, *, name: str, caption: str) -> Text:
         "|" + "|".join("---:" if right else "---" for right in numeric) + "|",
         *("| " + " | ".join(map(cell, row)) + " |" for row in rows.iter_rows()),
     ]
-    return Text("\n".join([f"````{{table}} {caption}", f":name: tab-{name}", "", *lines, "````"]))
+    return Text("\n".join([f":::{{table}} {caption}", f":name: tab-{name}", "", *lines, ":::"]))
 
 
 def cell(value: object) -> str:

@@ -46,6 +46,7 @@ RUNS: dict[str, str] = {
     "redraw_every": "Histogram: steps between two pools",
     "learning_rate": "Of AdamW",
     "weight_decay": "Of AdamW",
+    "decay": "Last steps, over which the learning rate falls to zero; 0 is never",
     "beta1": "Of AdamW",
     "beta2": "Of AdamW",
     "clip": "Largest gradient norm of one model; 0 is no clipping",

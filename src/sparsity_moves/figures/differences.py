@@ -1,0 +1,183 @@
+"""Paired differences and what they let us say: the tables and sentences of the first result."""
+
+from collections.abc import Iterator
+
+import polars as pl
+
+from sparsity_moves.figures.prose import hover, interval, listed, mean, percent, spread
+from sparsity_moves.figures.summary import Summary, criterion, differences, summary, value, with_convergence
+from sparsity_moves.figures.theme import arm_label
+from sparsity_moves.figures.words import TASK_NAMES, sentence, task_of
+from sparsity_moves.studies.published import PAPER_MOMENT, best, published
+
+SHIFTS = ("no_ffn_accuracy", "mean_ffn_accuracy", "resample_ffn_accuracy")
+
+
+def at_paper_moment(moments: pl.DataFrame) -> pl.DataFrame:
+    """The rows of the checkpoint that the paper's ablations look at, task by task."""
+    return moments.filter(pl.col("moment") == pl.col("task").replace_strict(PAPER_MOMENT))
+
+
+def shift(
+    rows: pl.DataFrame, task: str, arm: str, measure: str = "no_ffn_accuracy", against: str = "dense"
+) -> Summary | None:
+    """Redistribution of one arm (equation `redistribution`); None where no seed has both models."""
+    pairs = differences(rows.filter(task=task), ["task"], measure, against).filter(arm=arm)
+    return summary(pairs["difference"].to_list()) if len(pairs) else None
+
+
+def difference_table(moments: pl.DataFrame) -> pl.DataFrame:
+    """Every arm minus dense, paired by seed, at the paper's checkpoint; three ablations; beside the published."""
+    rows = at_paper_moment(moments)
+    found = []
+    for task, arm in _arms(rows):
+        zero, *others = (shift(rows, task, arm, measure) for measure in SHIFTS)
+        theirs = _published_shift(task, arm)
+        found.append(
+            {
+                "task": sentence(TASK_NAMES[task]),
+                "FFN": arm_label(arm),
+                "zero": points(zero.mean) if zero else "—",
+                "95\u00a0% CI": interval(zero) if zero else "—",
+                "mean": points(others[0].mean) if others[0] else "—",
+                "resample": points(others[1].mean) if others[1] else "—",
+                "pairs": zero.n if zero else 0,
+                "published": points(theirs) if theirs is not None else "—",
+            }
+        )
+    return pl.DataFrame(found)
+
+
+def convergence_table(moments: pl.DataFrame) -> pl.DataFrame:
+    """How many models of each arm learned their task, which did not, and no-FFN accuracy with and without those."""
+    rows = with_convergence(moments).filter(moment="final")
+    found = []
+    for task, arm in _arms(rows, dense=True):
+        group = rows.filter(task=task, arm=arm)
+        learned = group.filter("converged")
+        found.append(
+            {
+                "task": sentence(TASK_NAMES[task]),
+                "FFN": arm_label(arm),
+                "learned": f"{len(learned)} of {len(group)}",
+                "not learned: seeds": ", ".join(map(str, group.filter(~pl.col("converged"))["seed"])),
+                "no-FFN accuracy, all": mean(value(group, "no_ffn_accuracy")),
+                "only learned": mean(value(learned, "no_ffn_accuracy")) if len(learned) else "",
+            }
+        )
+    return pl.DataFrame(found)
+
+
+def reading(moments: pl.DataFrame) -> Iterator[str]:
+    """What these runs say, sentence by sentence, each decided by the numbers it shows."""
+    rows = at_paper_moment(moments)
+    add7 = rows.filter(task="add7")
+    order = ("dense", "narrow", "moe")
+    means = {arm: value(add7, "no_ffn_accuracy", arm=arm) for arm in order}
+    ordered = means["dense"].mean < means["narrow"].mean < means["moe"].mean
+    yield (
+        f"**Addition with carry.** Without its FFN, the dense model still gets {mean(means['dense'])} of the digits "
+        f"right, the narrow one {mean(means['narrow'])}, the MoE {mean(means['moe'])}. The paper's order "
+        f"(dense, then narrow, then MoE) {'holds' if ordered else '**does not hold**'} here."
+    )
+    chance = task_of(add7).chance()
+    strongest = list(chance)[-1]
+    above = [
+        arm_label(arm)
+        for _, arm in _arms(add7, dense=True)
+        if value(add7, "no_ffn_accuracy", arm=arm).mean > chance[strongest]
+    ]
+    yield (
+        f"**Chance.** “{sentence(strongest)}” alone scores {percent(chance[strongest])}. "
+        + (f"Above it: {listed(above)}." if above else "No arm's mean is above it.")
+        + " A model below that line has moved part of the computation into attention, not the whole of it."
+    )
+    yield from _router(rows)
+    for task in ("modular_addition", "histogram"):
+        found = shift(rows, task, "moe")
+        yield f"**{sentence(TASK_NAMES[task])}.** " + (
+            f"The MoE's shift is {verdict(found)}."
+            if found
+            else "No seed has both a dense model and an MoE that learned the task, so nothing can be said."
+        )
+
+
+def _router(rows: pl.DataFrame) -> Iterator[str]:
+    found = shift(rows, "add7", "moe", against="moe_frozen")
+    if found:
+        yield (
+            f"**The router.** Learned minus frozen: {verdict(found)}. Read this with {{eq}}`no-gradient` in mind: "
+            "this router gets no gradient from the task, so only the balance loss tells the two apart, and "
+            "their likeness says little about routers that do learn."
+        )
+
+
+def apart_from_paper(moments: pl.DataFrame) -> pl.DataFrame:
+    """Ours beside the published no-FFN accuracy on add-7, in percent."""
+    rows = at_paper_moment(moments).filter(task="add7")
+    theirs = best(published()).filter(task="add7", measure="no_ffn_accuracy", setting="", detail="")
+    found = []
+    for arm, number, sd, source in theirs.select("arm", "value", "sd", "source_text").iter_rows():
+        if arm in set(rows["arm"]):
+            ours = value(rows, "no_ffn_accuracy", arm=arm)
+            found.append(
+                {
+                    "FFN": arm_label(arm),
+                    "ours": f"{100 * ours.mean:.1f} ± {100 * ours.sd:.1f}",
+                    "95\u00a0% CI": interval(ours),
+                    "seeds": ours.n,
+                    "published": f"{number:.1f}" + (f" ± {sd:.1f}" if sd is not None else ""),
+                    "ours − published": f"{100 * ours.mean - number:+.1f}".replace("-", "−"),
+                    "source": source,
+                }
+            )
+    return pl.DataFrame(found)
+
+
+def unlearned(moments: pl.DataFrame) -> str:
+    """One sentence that names the models that did not learn their task by the last step."""
+    rows = with_convergence(moments).filter(~pl.col("converged"), moment="final")
+    if rows.is_empty():
+        return "Every model learned its task by its last step."
+    named = [
+        f"{arm_label(arm)} ({TASK_NAMES[task]}, seed {listed(group['seed'].cast(pl.String).to_list())})"
+        for (task, arm), group in rows.group_by("task", "arm", maintain_order=True)
+    ]
+    return f"These did not learn their task by the last step: {listed(named)}."
+
+
+def criteria() -> str:
+    """When a model counts as having learned, task by task."""
+    return "; ".join(f"{name}: {criterion(task)}" for task, name in TASK_NAMES.items())
+
+
+def verdict(found: Summary) -> str:
+    """A difference in points, and whether its interval leaves out zero."""
+    shown = hover(f"{points(found.mean)} points", spread(found))
+    if found.low is None or found.high is None:
+        return f"{shown} (one pair, no interval)"
+    clear = found.low > 0 or found.high < 0
+    return (
+        f"{shown} (95\u00a0% CI {interval(found)}, {found.n} pairs), "
+        f"{'an interval without zero' if clear else 'an interval that includes zero'}"
+    )
+
+
+def points(share: float) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    return f"{100 * share:+.1f}".replace("-", "−")
+
+
+def _published_shift(task: str, arm: str) -> float | None:
+    rows = best(published()).filter(task=task, measure="no_ffn_accuracy", setting="", detail="")
+    both = {name: rows.filter(arm=name)["value"] for name in (arm, "dense")}
+    if any(v.is_empty() for v in both.values()):
+        return None
+    return float((both[arm][0] - both["dense"][0]) / 100)
+
+
+def _arms(rows: pl.DataFrame, *, dense: bool = False) -> Iterator[tuple[str, str]]:
+    for task in TASK_NAMES:
+        for arm in rows.filter(task=task)["arm"].unique(maintain_order=True):
+            if dense or arm != "dense":
+                yield task, arm
