@@ -31,7 +31,9 @@ class Answer:
     logits: Tensor  # (B, T, C)
     residual: Tensor  # (B, T, D), after the last layer, before the output norm
     parts: dict[str, Tensor]  # by the package's names of components; all positions
-    routed: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # a layer: probabilities, 0/1 choices (B, T, E)
+    routed: list[tuple[Tensor, Tensor]] = field(
+        default_factory=list
+    )  # a layer: probabilities, 0/1 choices (B, T, E)
 
     def balance(self, positions: Iterable[int]) -> Tensor:
         """E Σ f_i P_i over the tokens at these positions, summed over layers."""
@@ -75,7 +77,9 @@ def forward(architecture, p: dict[str, Tensor], tokens: Tensor, edits: Edits | N
     def norm(name: str, x: Tensor) -> Tensor:
         return rms_norm(x, p[name]) if architecture.norm == "rms" else x
 
-    x = part("embedding", torch.stack([torch.stack([p["embed"][t] for t in s]) for s in tokens]) + p["position"])
+    x = part(
+        "embedding", torch.stack([torch.stack([p["embed"][t] for t in s]) for s in tokens]) + p["position"]
+    )
     for layer in range(architecture.depth):
         a, f = f"{layer}.attention", f"{layer}.ffn"
 
@@ -105,14 +109,20 @@ def forward(architecture, p: dict[str, Tensor], tokens: Tensor, edits: Edits | N
                 if ffn.router == "none":
                     weight = {0: torch.ones((), dtype=x.dtype)}
                 elif ffn.router.startswith("hash"):
-                    weight = {hash_expert(architecture, p[f + ".hash"], tokens[b].tolist(), t): torch.ones((), dtype=x.dtype)}
+                    weight = {
+                        hash_expert(architecture, p[f + ".hash"], tokens[b].tolist(), t): torch.ones(
+                            (), dtype=x.dtype
+                        )
+                    }
                 else:
                     scores = (token @ p[f + ".router"])[0]
                     e = torch.exp(scores - scores.max())
                     share = e / e.sum()
                     best = sorted(range(ffn.experts), key=lambda i: -scores[i].item())[: ffn.top_k]
                     weight = {i: share[i] for i in best}
-                    if ffn.gate == "renormalised":
+                    if ffn.gate == "renormalised" and ffn.top_k == 1:
+                        weight = {i: 1 + 0 * w for i, w in weight.items()}  # p / p, without its rounding
+                    elif ffn.gate == "renormalised":
                         whole = sum(weight.values())
                         weight = {i: w / whole for i, w in weight.items()}
                     probabilities.append(share)
@@ -124,12 +134,16 @@ def forward(architecture, p: dict[str, Tensor], tokens: Tensor, edits: Edits | N
                         units.append(torch.zeros(ffn.expert_width, dtype=x.dtype))
                         continue
                     if ffn.gated:
-                        h = PHI[ffn.activation](token @ p[f + ".w_in"][:, own]) * (token @ p[f + ".w_up"][:, own])
+                        h = PHI[ffn.activation](token @ p[f + ".w_in"][:, own]) * (
+                            token @ p[f + ".w_up"][:, own]
+                        )
                     else:
                         h = PHI[ffn.activation](token @ p[f + ".w_in"][:, own] + p[f + ".b_in"][own])
                     units.append(h[0])
                 hidden.append(torch.cat(units))
-                gates.append(torch.stack([weight.get(i, torch.zeros((), dtype=x.dtype)) for i in range(ffn.experts)]))
+                gates.append(
+                    torch.stack([weight.get(i, torch.zeros((), dtype=x.dtype)) for i in range(ffn.experts)])
+                )
         hidden = part(f"{layer}.hidden", torch.stack(hidden).reshape(batch, length, -1))
         gates = part(f"{layer}.gates", torch.stack(gates).reshape(batch, length, -1))
         rows = []
@@ -169,7 +183,9 @@ def balanced_positions(spec) -> tuple[int, ...]:
     return tuple(range(task.length)) if spec.balance_positions == "all" else task.read_out
 
 
-def train(spec, p: dict[str, Tensor], batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[list[float], dict[str, Tensor]]:
+def train(
+    spec, p: dict[str, Tensor], batches: Iterable[tuple[Tensor, Tensor]]
+) -> tuple[list[float], dict[str, Tensor]]:
     """A plain loop over batches: cross-entropy before each update, and the parameters after the last."""
     architecture = spec.architecture
     frozen = architecture.ffn.router == "frozen"
@@ -179,7 +195,11 @@ def train(spec, p: dict[str, Tensor], batches: Iterable[tuple[Tensor, Tensor]]) 
         p[name].requires_grad_()
     leaves = [p[name] for name in trained]
     optimiser = torch.optim.AdamW(
-        leaves, lr=spec.learning_rate, betas=(spec.beta1, spec.beta2), weight_decay=spec.weight_decay, foreach=False
+        leaves,
+        lr=spec.learning_rate,
+        betas=(spec.beta1, spec.beta2),
+        weight_decay=spec.weight_decay,
+        foreach=False,
     )
     losses = []
     for tokens, targets in batches:

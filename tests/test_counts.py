@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-
 import pytest
 import torch
-from reference import forward
 from torch.utils.flop_counter import FlopCounterMode
 
+from reference import forward
 from sparsity_moves.model import Architecture, FeedForward, count
 from sparsity_moves.studies import ARMS, arm
 from sparsity_moves.tasks import Addition, Histogram, ModularAddition
@@ -26,7 +25,11 @@ PAPER = {
     ("modular_addition", "moe_glu_active"): (522_752, 3 * 128 * 340 + 512),
 }
 
-WIDTHS = {"add7": (256, 64, 170, 42), "modular_addition": (512, 128, 340, 85), "histogram": (512, 128, 340, 85)}
+WIDTHS = {
+    "add7": (256, 64, 170, 42),
+    "modular_addition": (512, 128, 340, 85),
+    "histogram": (512, 128, 340, 85),
+}
 
 
 @pytest.mark.parametrize(("task", "name"), list(PAPER), ids="-".join)
@@ -88,7 +91,9 @@ def test_a_norm_adds_its_scales_and_no_products():
 
 
 def test_layers_add_up():
-    one, three = (count(Architecture(Addition(), depth=d, ffn=FeedForward(256, 4, 1, "learned"))) for d in (1, 3))
+    one, three = (
+        count(Architecture(Addition(), depth=d, ffn=FeedForward(256, 4, 1, "learned"))) for d in (1, 3)
+    )
     a_layer = 4 * 64 * 64 + 64 + one.ffn_parameters
     assert three.parameters - one.parameters == 2 * a_layer
     assert three.ffn_parameters == one.ffn_parameters
