@@ -48,6 +48,14 @@ def mix(pattern: Pattern, value: Float[Tensor, "M B T H K"]) -> Heads:
     return (pattern @ value.transpose(2, 3)).transpose(2, 3)
 
 
+def in_order(x: Float[Tensor, "T ..."]) -> Float[Tensor, "..."]:
+    """The sum along the first axis, first to last whatever the shape of the rest."""
+    total = x[0].clone()
+    for row in x[1:]:
+        total += row
+    return total
+
+
 class _Table(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -63,7 +71,9 @@ class _Table(torch.autograd.Function):
         scores = table.flatten().index_select(0, place.flatten()).view(place.shape)
         if hidden is not None:
             scores.masked_fill_(hidden.T[:, None, None, None], -torch.inf)
-        pattern = scores.softmax(0)
+        # Not softmax(0): where its vector loops end depends on how many models there are, and so does its rounding.
+        pattern = scores.sub_(scores.amax(0)).exp_()
+        pattern.div_(in_order(pattern))
         values = rows(value, seen).transpose(2, 3)  # (M, B, H, T, K)
         mixed = pattern.permute(1, 3, 2, 4, 0).contiguous() @ values
         ctx.save_for_backward(query, key, values, seen, place, pattern)
@@ -77,7 +87,8 @@ class _Table(torch.autograd.Function):
         models, size, heads, width = key.shape
         upstream = gradients[0].transpose(2, 3)  # (M, B, H, P, K)
         d_pattern = (upstream @ values.transpose(-1, -2)).permute(4, 0, 2, 1, 3).contiguous()
-        d_scores = torch._softmax_backward_data(d_pattern, pattern, 0, pattern.dtype)
+        d_pattern.mul_(pattern)
+        d_scores = d_pattern.sub_(pattern * in_order(d_pattern))
         d_table = key.new_zeros(models * heads * query.shape[1] * size)
         d_table.scatter_add_(0, place.flatten(), d_scores.flatten())
         d_table = d_table.view(models, heads, query.shape[1], size) * ctx.scale

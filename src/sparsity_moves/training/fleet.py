@@ -24,7 +24,7 @@ from sparsity_moves.training.spec import Spec
 GROKKED = 0.99
 """A model has grokked when its accuracy on held-out pairs passes this (Smithline & Mascioli 2026)."""
 
-Curve = dict[str, list[float | None]]
+Curve = dict[str, list[int | float | None]]
 """Columns of the curve; None where the task has no such number."""
 
 
@@ -57,7 +57,10 @@ class Fleet:
         start = stack([self.architecture.initialise(spec.seed) for spec in specs])
         names = self.architecture.trained()
         sizes = [start[name][0].numel() for name in names]
-        self.flat = torch.cat([start[name].flatten(1) for name in names], dim=1).to(self.device)
+        # Rows end with full vector registers, or AdamW would round their last elements by the number of rows.
+        self.padding = torch.zeros(len(specs), -sum(sizes) % 64, device=self.device)
+        rows = [start[name].flatten(1).to(self.device) for name in names]
+        self.flat = torch.cat([*rows, self.padding], dim=1)
         self.gradient = torch.zeros_like(self.flat)
         self.parameters = {
             name: tensor.to(self.device) for name, tensor in start.items() if name not in names
@@ -92,8 +95,9 @@ class Fleet:
     def step(self, tokens: Tensor, targets: Tensor) -> Float[Tensor, " M"]:
         """One update; gives each model's cross-entropy before it."""
         entropy, loss = self.loss(tokens, targets)
-        gradients = torch.autograd.grad(loss.sum(), self.trained)
-        torch.cat([g.flatten(1) for g in gradients], dim=1, out=self.gradient)
+        # A router that nothing trains has the gradient zero.
+        gradients = torch.autograd.grad(loss.sum(), self.trained, allow_unused=True, materialize_grads=True)
+        torch.cat([*(g.flatten(1) for g in gradients), self.padding], dim=1, out=self.gradient)
         if self.spec.clip:
             norm = torch.linalg.vector_norm(self.gradient, dim=1, keepdim=True)
             self.gradient.mul_((self.spec.clip / (norm + 1e-6)).clamp(max=1.0))
