@@ -7,7 +7,7 @@ import polars as pl
 from sparsity_moves.figures.prose import hover, interval, listed, mean, percent, spread
 from sparsity_moves.figures.summary import Summary, criterion, differences, summary, value, with_convergence
 from sparsity_moves.figures.theme import arm_label
-from sparsity_moves.figures.words import TASK_NAMES, sentence, task_of
+from sparsity_moves.figures.words import SHORT_NAMES, TASK_NAMES, sentence, task_of
 from sparsity_moves.studies.published import PAPER_MOMENT, best, published
 
 SHIFTS = ("no_ffn_accuracy", "mean_ffn_accuracy", "resample_ffn_accuracy")
@@ -35,7 +35,7 @@ def difference_table(moments: pl.DataFrame) -> pl.DataFrame:
         theirs = _published_shift(task, arm)
         found.append(
             {
-                "task": sentence(TASK_NAMES[task]),
+                "task": SHORT_NAMES[task],
                 "FFN": arm_label(arm),
                 "zero": points(zero.mean) if zero else "—",
                 "95\u00a0% CI": interval(zero) if zero else "—",
@@ -57,7 +57,7 @@ def convergence_table(moments: pl.DataFrame) -> pl.DataFrame:
         learned = group.filter("converged")
         found.append(
             {
-                "task": sentence(TASK_NAMES[task]),
+                "task": SHORT_NAMES[task],
                 "FFN": arm_label(arm),
                 "learned": f"{len(learned)} of {len(group)}",
                 "not learned: seeds": ", ".join(map(str, group.filter(~pl.col("converged"))["seed"])),
@@ -117,7 +117,9 @@ def apart_from_paper(moments: pl.DataFrame) -> pl.DataFrame:
     rows = at_paper_moment(moments).filter(task="add7")
     theirs = best(published()).filter(task="add7", measure="no_ffn_accuracy", setting="", detail="")
     found = []
-    for arm, number, sd, source in theirs.select("arm", "value", "sd", "source_text").iter_rows():
+    for arm, number, sd, source, words in theirs.select(
+        "arm", "value", "sd", "source", "source_text"
+    ).iter_rows():
         if arm in set(rows["arm"]):
             ours = value(rows, "no_ffn_accuracy", arm=arm)
             found.append(
@@ -128,7 +130,7 @@ def apart_from_paper(moments: pl.DataFrame) -> pl.DataFrame:
                     "seeds": ours.n,
                     "published": f"{number:.1f}" + (f" ± {sd:.1f}" if sd is not None else ""),
                     "ours − published": f"{100 * ours.mean - number:+.1f}".replace("-", "−"),
-                    "source": source,
+                    "source": hover(source, words),
                 }
             )
     return pl.DataFrame(found)

@@ -65,7 +65,7 @@ def interval(summary: Summary) -> str:
     """The interval alone, in percent: "7.9 to 12.0"."""
     if summary.low is None or summary.high is None:
         return "—"
-    return f"{100 * summary.low:.1f} to {100 * summary.high:.1f}"
+    return f"{100 * summary.low:.1f}\u00a0to\u00a0{100 * summary.high:.1f}".replace("-", "−")
 
 
 def table(rows: pl.DataFrame, *, name: str, caption: str) -> Text:

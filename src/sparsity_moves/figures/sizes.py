@@ -36,8 +36,8 @@ def sizes(profile: Profile, *, experts: int = 4, arms: Sequence[str] = ()) -> pl
 
 
 def size_table(rows: pl.DataFrame) -> pl.DataFrame:
-    """The same for a reader, headed in words; rows of one task."""
-    return rows.select(
+    """The same for a reader, headed in words; rows of one task. Arms of one size share a row."""
+    shown = rows.select(
         pl.col("arm").map_elements(arm_label, return_dtype=pl.String).alias("FFN"),
         pl.format("{} of {} × {}", "open", "experts", "expert_width").alias("open experts × width"),
         pl.col("ffn_parameters").alias("parameters"),
@@ -46,6 +46,8 @@ def size_table(rows: pl.DataFrame) -> pl.DataFrame:
         pl.col("ffn_flops_per_token").alias("FLOPs a token"),
         pl.col("parameters").alias("whole model"),
     )
+    alike = [name for name in shown.columns if name != "FFN"]
+    return shown.group_by(alike, maintain_order=True).agg(pl.col("FFN").str.join("; ")).select(shown.columns)
 
 
 def size_map(rows: pl.DataFrame) -> Figure:

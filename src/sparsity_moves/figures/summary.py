@@ -13,9 +13,7 @@ RESAMPLES = 9_999
 CONVERGED = {"add7": ("exact_match", 0.995), "histogram": ("accuracy", 0.98)}
 """From which share on a model counts as having learned its task. Modular addition: from when it has grokked."""
 
-METHOD = f"95 % percentile bootstrap over seeds ({RESAMPLES:,} resamples, fixed random state)".replace(
-    ",", "\u202f"
-)
+METHOD = f"95\u00a0% percentile bootstrap over seeds, {RESAMPLES} resamples with a fixed random state"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ TASK_NAMES = {
     "modular_addition": "modular addition",
     "histogram": "histogram",
 }
+SHORT_NAMES = {"add7": "Addition", "modular_addition": "Modular", "histogram": "Histogram"}
+"""For table cells."""
 MOMENT_NAMES = {
     "first_best": "the first best checkpoint",
     "grokked": "the checkpoint at which it grokked",

@@ -64,7 +64,7 @@ def digit_accuracy(
             alt.Shape("arm:N", scale=arm_shapes(arms)),
             tooltip=["arm:N", "digit:N", alt.Tooltip("percent:Q", title="right (%)")],
         ),
-    ).properties(width=alt.Step(60), height=220)
+    ).properties(width=460, height=220)
     zero = {arm: dict(zip(names, shares[arm, "no"], strict=True)) for arm in arms}
     return show(
         chart.add_params(pick),
