@@ -74,6 +74,11 @@ class FeedForward:
         return not self.gated
 
     @property
+    def plain_gates(self) -> bool:
+        """Whether every open gate is exactly 1, so that nothing need be multiplied by it."""
+        return self.top_k == 1 and (self.gate == "renormalised" or not self.scores)
+
+    @property
     def scores(self) -> bool:
         """Whether the router is a linear map of the residual stream."""
         return self.router in ("learned", "frozen")

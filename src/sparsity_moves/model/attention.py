@@ -48,7 +48,7 @@ def mix(pattern: Pattern, value: Float[Tensor, "M B T H K"]) -> Heads:
     return (pattern @ value.transpose(2, 3)).transpose(2, 3)
 
 
-def in_order(x: Float[Tensor, "T ..."]) -> Float[Tensor, "..."]:
+def in_order(x: Float[Tensor, "T ..."]) -> Float[Tensor, ...]:
     """The sum along the first axis, first to last whatever the shape of the rest."""
     total = x[0].clone()
     for row in x[1:]:

@@ -52,7 +52,7 @@ def by_score(ffn: FeedForward, router: Float[Tensor, "M D E"], x: Float[Tensor, 
     probabilities = scores.softmax(1).transpose(1, 2).unflatten(1, x.shape[1:3])
     best = scores.transpose(1, 2).unflatten(1, x.shape[1:3]).topk(ffn.top_k, dim=-1).indices
     chosen = torch.zeros_like(probabilities).scatter_(-1, best, 1.0)
-    if ffn.gate == "renormalised" and ffn.top_k == 1:
+    if ffn.plain_gates:
         return Routing(chosen, chosen, probabilities)
     gates = probabilities * chosen
     if ffn.gate == "renormalised":

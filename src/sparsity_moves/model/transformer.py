@@ -16,13 +16,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparsity_moves.errors import UserError
-from sparsity_moves.model.architecture import Architecture, Parameters
+from sparsity_moves.model.architecture import Architecture, FeedForward, Parameters
 from sparsity_moves.model.attention import attend_by_table, attention_pattern, later, mix, rows
 from sparsity_moves.model.feedforward import combine, hidden_units
 from sparsity_moves.model.routing import Routing, balance_loss, by_hash, by_score, pick
 
 Edit = Callable[[Tensor], Tensor]
 """Takes what a component computed, gives what is used in its place; the shape stays."""
+
+Kernel = Callable[[FeedForward, Parameters, str, Tensor, Routing], Tensor]
+"""The FFN's output from its settings, the parameters and their prefix, x (M, N, D) and the routing."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,8 @@ class Layer:
     heads: Float[Tensor, "M B R H K"]
     """Each head's mixture of values, before the output matrix."""
     attention: Float[Tensor, "M B R D"]
-    hidden: Float[Tensor, "M B R W"]
-    """The FFN's hidden units h, before any gate."""
+    hidden: Float[Tensor, "M B R W"] | None
+    """The FFN's hidden units h, before any gate; None where a kernel computed only the open ones."""
     routing: Routing | None
     """Gates at the R positions; None where every block is open."""
     ffn: Float[Tensor, "M B R D"]
@@ -87,12 +90,14 @@ def forward(
     edits: Mapping[str, Edit] | None = None,
     positions: tuple[int, ...] | None = None,
     balance_positions: tuple[int, ...] = (),
+    kernel: Kernel | None = None,
 ) -> Trace:
     """Run M models on B sequences each.
 
     `positions` are those to answer at (the task's read-outs unless given). `edits` maps a component's name
     (see `components`) to a function of its output. With `balance_positions` the trace carries the balance loss
-    over the tokens there, which costs attention at positions that may not be read out.
+    over the tokens there, which costs attention at positions that may not be read out. A `kernel` computes an
+    MoE's output in place of the masked form; it takes no edits of hidden units or gates.
 
     Raises `UserError` for an edit of a component that the model does not have.
     """
@@ -155,11 +160,15 @@ def forward(
             routing = routing._replace(gates=edited(name + "gates", routing.gates))
         residual = pick(residual, answer, needed)
         shape = residual.shape[1:3]
-        units = hidden_units(ffn, p, name + "ffn.", pick(stream, answer, needed).flatten(1, 2))
-        units = edited(name + "hidden", units.unflatten(1, shape))
-        gates = None if routing is None else routing.gates.flatten(1, 2)
-        output = combine(ffn, p, name + "ffn.", units.flatten(1, 2), gates).unflatten(1, shape)
-        output = edited(name + "ffn", output)
+        flat = pick(stream, answer, needed).flatten(1, 2)
+        units = None
+        if kernel is not None and routing is not None:
+            output = kernel(ffn, p, name + "ffn.", flat, routing)
+        else:
+            units = edited(name + "hidden", hidden_units(ffn, p, name + "ffn.", flat).unflatten(1, shape))
+            gates = None if routing is None else routing.gates.flatten(1, 2)
+            output = combine(ffn, p, name + "ffn.", units.flatten(1, 2), gates)
+        output = edited(name + "ffn", output.unflatten(1, shape))
         residual = residual + output
         there = (answer, needed)
         layers.append(

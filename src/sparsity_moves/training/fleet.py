@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from sparsity_moves.kernels import open_experts
 from sparsity_moves.model import Parameters, forward, stack
 from sparsity_moves.tasks import Sequences, generator
 from sparsity_moves.training import data
@@ -82,11 +83,20 @@ class Fleet:
         )
         wanted = self.spec.balance_weight and self.spec.balance_positions == "all"
         positions = range(self.architecture.task.length) if wanted else self.architecture.task.read_out
+        # With half the blocks open or more, sorting costs more than it saves; on a GPU the loop over experts would.
+        sparse = 2 * self.spec.top_k < self.spec.experts and self.device.type == "cpu"
+        self.kernel = open_experts if sparse else None
         self.balance_positions = tuple(positions) if self.spec.balance_weight else ()
 
     def loss(self, tokens: Tensor, targets: Tensor) -> tuple[Float[Tensor, " M"], Float[Tensor, " M"]]:
         """Each model's cross-entropy over its read-outs, and the loss it is trained on (with the balance)."""
-        trace = forward(self.architecture, self.parameters, tokens, balance_positions=self.balance_positions)
+        trace = forward(
+            self.architecture,
+            self.parameters,
+            tokens,
+            balance_positions=self.balance_positions,
+            kernel=self.kernel,
+        )
         # Classes before answers: a softmax along the last axis of a dozen is slow on a CPU.
         logits = trace.logits.flatten(1, 2).transpose(1, 2).contiguous()
         entropy = F.cross_entropy(logits, targets.flatten(1), reduction="none").mean(1)

@@ -86,7 +86,9 @@ class Spec:
             raise UserError(
                 "the histogram task samples its sequences: give the sizes of its pool and evaluation"
             )
-        if not self.architecture.ffn.scores and self.balance_weight:  # the architecture refuses what cannot be
+        if (
+            not self.architecture.ffn.scores and self.balance_weight
+        ):  # the architecture refuses what cannot be
             raise UserError(f"a balance loss needs a router that scores experts, not '{self.router}'")
 
     @cached_property

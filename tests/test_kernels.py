@@ -1,0 +1,86 @@
+"""The kernels compute what the masked form computes, wherever the gate is not zero."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from sparsity_moves.kernels import open_experts
+from sparsity_moves.model import FeedForward, Parameters, Routing, forward, stack
+from sparsity_moves.model.feedforward import combine, hidden_units
+from sparsity_moves.studies import arm
+from sparsity_moves.training import Fleet, Spec
+from sparsity_moves.training.data import batches
+
+MIXTURES = [
+    arm("moe", "smoke", "add7", 0),
+    arm("moe", "smoke", "add7", 0, experts=16),
+    arm("moe_frozen", "smoke", "histogram", 0),
+    arm("moe_switch", "smoke", "modular_addition", 0),
+    arm("moe_switch_frozen", "smoke", "add7", 0),
+    arm("moe_hash", "smoke", "add7", 0),
+    arm("moe_top2", "smoke", "add7", 0, experts=8),
+    arm("moe_glu", "smoke", "add7", 0),
+    arm("moe_glu_active", "smoke", "histogram", 0, activation="relu"),
+]
+named = pytest.mark.parametrize(
+    "spec", MIXTURES, ids=lambda s: f"{s.task}-{s.router}-{s.gate}-{s.experts}-{s.gated}"
+)
+
+
+def in_double(spec: Spec, models: int) -> Parameters:
+    start = stack([spec.architecture.initialise(seed) for seed in range(models)])
+    return {
+        name: tensor.double().requires_grad_() if tensor.is_floating_point() else tensor
+        for name, tensor in start.items()
+    }
+
+
+@named
+def test_open_experts_give_the_masked_forms_outputs_and_gradients(spec: Spec) -> None:
+    p = in_double(spec, 3)
+    floats = [tensor for tensor in p.values() if tensor.is_floating_point()]
+    inputs = spec.task_object.evaluation(0, 50).tokens[:50].expand(3, -1, -1)
+    found = []
+    for kernel in (None, open_experts):
+        everywhere = tuple(range(spec.task_object.length)) if spec.balance_weight else ()
+        trace = forward(spec.architecture, p, inputs, balance_positions=everywhere, kernel=kernel)
+        weight = torch.linspace(-1, 1, trace.logits.numel(), dtype=torch.double).view_as(trace.logits)
+        loss = (trace.logits * weight).sum() + trace.balance.sum()
+        gradients = torch.autograd.grad(loss, floats, allow_unused=True, materialize_grads=True)
+        found.append((trace.logits, *gradients))
+    for masked, grouped in zip(*found, strict=True):
+        torch.testing.assert_close(grouped, masked, rtol=1e-11, atol=1e-11)
+
+
+def test_an_expert_that_nobody_chose_is_left_alone() -> None:
+    ffn = FeedForward(width=12, experts=3, router="learned")
+    generator = torch.Generator().manual_seed(0)
+    p = {
+        "w_in": torch.randn(1, 5, 12, generator=generator, requires_grad=True),
+        "b_in": torch.randn(1, 12, generator=generator),
+        "w_out": torch.randn(1, 12, 5, generator=generator),
+        "b_out": torch.randn(1, 3, 5, generator=generator),
+    }
+    x = torch.randn(1, 4, 5, generator=generator)
+    chosen = torch.nn.functional.one_hot(torch.tensor([[[0, 2, 0, 2]]]), 3).float()
+    out = open_experts(ffn, p, "", x, Routing(chosen, chosen, None))
+    masked = combine(ffn, p, "", hidden_units(ffn, p, "", x), chosen.flatten(1, 2))
+    torch.testing.assert_close(out, masked)
+    (gradient,) = torch.autograd.grad(out.sum(), [p["w_in"]])
+    assert gradient[0, :, 4:8].eq(0).all()
+    assert gradient[0, :, :4].ne(0).any()
+
+
+@named
+def test_the_kernel_rounds_the_same_in_any_stack(spec: Spec) -> None:
+    """Bit by bit, after ten steps of training on a CPU."""
+    ends = []
+    for size in (1, 4):
+        specs = [dataclasses.replace(spec, seed=seed) for seed in range(size)]
+        fleet = Fleet(specs)
+        assert (fleet.kernel is open_experts) == (2 * spec.top_k < spec.experts)
+        for _, batch in zip(range(10), batches(specs, fleet.device), strict=False):
+            fleet.step(*batch)
+        ends.append(fleet.flat[0])
+    assert torch.equal(*ends)
