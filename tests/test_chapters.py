@@ -33,13 +33,15 @@ SHARE = {"dense": 0.1, "narrow": 0.25, "glu": 0.1, "moe": 0.5, "moe_frozen": 0.4
 """No-FFN accuracy of each arm in the planted tables."""
 
 
-def planted(share: dict[str, float] = SHARE, *, moe_learns: bool = True) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """runs.moments and runs.curves of the redistribution study, three seeds an arm, with known accuracies."""
+def planted(
+    share: dict[str, float] = SHARE, *, moe_learns: bool = True, number: int = 3
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """runs.moments and runs.curves of the redistribution study, `number` seeds an arm, with known accuracies."""
     rows, lines = [], []
-    study = studies.redistribution.study("laptop", number_of_seeds=3)
+    study = studies.redistribution.study("laptop", number_of_seeds=number)
     for arm, spec in study.runs:
         learned = moe_learns or arm != "moe"
-        left = share[arm] + 0.01 * studies.seeds(3).index(spec.seed)
+        left = share[arm] + 0.01 * studies.seeds(number).index(spec.seed)
         measured: dict[str, Any] = dict.fromkeys(reference.RUNS, None)
         measured |= {field: getattr(spec, field) for field in reference.RUNS if hasattr(spec, field)}
         measured |= {name: left for name in reference.RUNS if name.endswith("_accuracy")}
@@ -161,6 +163,18 @@ class TestFirstResult:
         assert clear is not None
         assert clear.mean == pytest.approx(0.4)
         assert "without zero" in differences.verdict(clear)
+
+    def test_moved_takes_enough_pairs_that_learned_and_every_replacement(self) -> None:
+        def verdict(rows: pl.DataFrame) -> str:
+            return differences.moved(rows, "add7", "moe")
+
+        rows = planted(number=6)[0]
+        assert verdict(rows) == "yes"
+        assert verdict(planted(number=5)[0]) == "too few"
+        assert verdict(planted(SHARE | {"moe": SHARE["dense"]}, number=6)[0]) == "no"
+        assert verdict(planted(moe_learns=False, number=6)[0]) == "too few"
+        none = pl.when(arm="moe").then(0.0).otherwise("resample_ffn_accuracy").alias("resample_ffn_accuracy")
+        assert verdict(rows.with_columns(none)) == "no"
 
     def test_models_that_did_not_learn_are_named(self, moments: pl.DataFrame) -> None:
         assert differences.unlearned(moments).startswith("Every model learned")

@@ -26,6 +26,23 @@ def shift(
     return summary(pairs["difference"].to_list()) if len(pairs) else None
 
 
+PAIRS = 6
+"""Fewest pairs that can show a shift: fewer all have one sign by luck in more than 5 % of cases (2 · ½ⁿ)."""
+
+
+def moved(moments: pl.DataFrame, task: str, arm: str) -> str:
+    """Whether computation has moved into attention, by the book's definition (chapter "Measuring").
+
+    "yes" when, over pairs that both learned the task, the interval of the shift lies above zero under every
+    replacement; else "no"; "too few" with fewer than `PAIRS` pairs.
+    """
+    learned = at_paper_moment(with_convergence(moments).filter("converged"))
+    found = [shift(learned, task, arm, measure) for measure in SHIFTS]
+    if any(each is None or each.n < PAIRS for each in found):
+        return "too few"
+    return "yes" if all(each and each.low is not None and each.low > 0 for each in found) else "no"
+
+
 def difference_table(moments: pl.DataFrame) -> pl.DataFrame:
     """Every arm minus dense, paired by seed, at the paper's checkpoint; three ablations; beside the published."""
     rows = at_paper_moment(moments)
@@ -41,6 +58,7 @@ def difference_table(moments: pl.DataFrame) -> pl.DataFrame:
                 "95\u00a0% CI": interval(zero) if zero else "—",
                 "mean": points(others[0].mean) if others[0] else "—",
                 "resample": points(others[1].mean) if others[1] else "—",
+                "moved": moved(moments, task, arm),
                 "pairs": zero.n if zero else 0,
                 "published": points(theirs) if theirs is not None else "—",
             }
@@ -93,13 +111,28 @@ def reading(moments: pl.DataFrame) -> Iterator[str]:
         + " A model below that line has moved part of the computation into attention, not the whole of it."
     )
     yield from _router(rows)
+    done = {
+        task: [
+            arm_label(arm) for _, arm in _arms(rows.filter(task=task)) if moved(moments, task, arm) == "yes"
+        ]
+        for task in TASK_NAMES
+    }
     for task in ("modular_addition", "histogram"):
         found = shift(rows, task, "moe")
+        others = [shift(rows, task, "moe", measure) for measure in SHIFTS[1:]]
+        named = " and ".join(f"{points(each.mean)}" for each in others if each)
         yield f"**{sentence(TASK_NAMES[task])}.** " + (
-            f"The MoE's shift is {verdict(found)}."
+            f"The MoE's shift is {verdict(found)}, with the FFN set to zero; with its mean and with another "
+            f"input's output it is {named}."
             if found
             else "No seed has both a dense model and an MoE that learned the task, so nothing can be said."
         )
+    yield (
+        f"**By the definition of {{doc}}`measuring`** (at least {PAIRS} pairs that learned, the interval above zero "
+        "under all three replacements), computation has moved into attention in: "
+        + "; ".join(f"{TASK_NAMES[task]}: {listed(arms)}" for task, arms in done.items())
+        + ". An arm that fails it has not been shown *not* to move."
+    )
 
 
 def _router(rows: pl.DataFrame) -> Iterator[str]:
@@ -117,22 +150,25 @@ def apart_from_paper(moments: pl.DataFrame) -> pl.DataFrame:
     rows = at_paper_moment(moments).filter(task="add7")
     theirs = best(published()).filter(task="add7", measure="no_ffn_accuracy", setting="", detail="")
     found = []
+    order = {arm: place for place, arm in enumerate(rows["arm"].unique(maintain_order=True))}
+    theirs = theirs.filter(pl.col("arm").is_in(list(order))).sort(
+        pl.col("arm").replace_strict(order, default=None)
+    )
     for arm, number, sd, source, words in theirs.select(
         "arm", "value", "sd", "source", "source_text"
     ).iter_rows():
-        if arm in set(rows["arm"]):
-            ours = value(rows, "no_ffn_accuracy", arm=arm)
-            found.append(
-                {
-                    "FFN": arm_label(arm),
-                    "ours": f"{100 * ours.mean:.1f} ± {100 * ours.sd:.1f}",
-                    "95\u00a0% CI": interval(ours),
-                    "seeds": ours.n,
-                    "published": f"{number:.1f}" + (f" ± {sd:.1f}" if sd is not None else ""),
-                    "ours − published": f"{100 * ours.mean - number:+.1f}".replace("-", "−"),
-                    "source": hover(source, words),
-                }
-            )
+        ours = value(rows, "no_ffn_accuracy", arm=arm)
+        found.append(
+            {
+                "FFN": arm_label(arm),
+                "ours": f"{100 * ours.mean:.1f} ± {100 * ours.sd:.1f}",
+                "95\u00a0% CI": interval(ours),
+                "seeds": ours.n,
+                "published": f"{number:.1f}" + (f" ± {sd:.1f}" if sd is not None else ""),
+                "ours − published": f"{100 * ours.mean - number:+.1f}".replace("-", "−"),
+                "source": hover(source, words),
+            }
+        )
     return pl.DataFrame(found)
 
 
