@@ -59,8 +59,8 @@ def named(study: Study) -> pl.DataFrame:
 def results(study: Study, store: Store) -> Results:
     """A study's tables from the store. Raises `Broken` where a run is missing or damaged."""
     names, ids = named(study), [spec.spec_id for spec in study.specs]
-    moments = names.join(store.moments(ids), on="spec_id", maintain_order="left")
-    curves = names.drop("study").join(store.curves(ids), on="spec_id", maintain_order="left")
+    moments = names.join(store.moments(ids), on="spec_id", maintain_order="left_right")
+    curves = names.drop("study").join(store.curves(ids), on="spec_id", maintain_order="left_right")
     curves = curves.join(
         moments.select("spec_id", "seed", "task").unique(), on="spec_id", maintain_order="left"
     )

@@ -13,7 +13,7 @@ EXPERTS: dict[Profile, tuple[int, ...]] = {
 }
 WIDTHS: dict[Profile, tuple[int, ...]] = {
     "smoke": (32, 64),
-    "laptop": (64, 128, 256),
+    "laptop": (64, 256),
     "paper": (64, 128, 256, 512),
 }
 SEEDS: dict[Profile, int] = {"smoke": 2, "laptop": 3, "paper": 20}
