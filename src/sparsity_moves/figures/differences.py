@@ -26,6 +26,9 @@ def shift(
     return summary(pairs["difference"].to_list()) if len(pairs) else None
 
 
+NAMED = 12
+"""Models that a sentence names; a table names more."""
+
 PAIRS = 6
 """Fewest pairs that can show a shift: fewer all have one sign by luck in more than 5 % of cases (2 · ½ⁿ)."""
 
@@ -177,6 +180,9 @@ def unlearned(moments: pl.DataFrame) -> str:
     rows = with_convergence(moments).filter(~pl.col("converged"), moment="final")
     if rows.is_empty():
         return "Every model learned its task by its last step."
+    if len(rows) > NAMED:
+        every = moments["spec_id"].n_unique()
+        return f"{len(rows)} of {every} models did not learn their task by the last step; {{numref}}`tab-learned` names them."
     named = [
         f"{arm_label(arm)} ({TASK_NAMES[task]}, seed {listed(group['seed'].cast(pl.String).to_list())})"
         for (task, arm), group in rows.group_by("task", "arm", maintain_order=True)
