@@ -181,8 +181,8 @@ def unlearned(moments: pl.DataFrame) -> str:
     if rows.is_empty():
         return "Every model learned its task by its last step."
     if len(rows) > NAMED:
-        every = moments["spec_id"].n_unique()
-        return f"{len(rows)} of {every} models did not learn their task by the last step; {{numref}}`tab-learned` names them."
+        models = f"{len(rows)} of {len(moments.filter(moment='final'))} models"
+        return f"{models} did not learn their task by the last step; {{numref}}`tab-learned` names them."
     named = [
         f"{arm_label(arm)} ({TASK_NAMES[task]}, seed {listed(group['seed'].cast(pl.String).to_list())})"
         for (task, arm), group in rows.group_by("task", "arm", maintain_order=True)
