@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import runpy
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,10 +130,7 @@ class Bench:
 
     def run(self) -> int:
         script = root() / "benchmarks" / "training_speed.py"
-        sys.path.insert(0, str(script.parent))
-        sys.argv = [str(script)]
-        runpy.run_path(str(script), run_name="__main__")
-        return 0
+        return subprocess.run([sys.executable, str(script)], check=False).returncode
 
 
 Command = (

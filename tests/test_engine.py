@@ -1,0 +1,240 @@
+"""Training a study: whatever interrupts it, and however it is cut up, the same tables come out."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sparsity_moves.errors import UserError
+from sparsity_moves.store import Store
+from sparsity_moves.studies import Study, arm, engine, results, tables
+
+LOOKS = {"steps": 120, "evaluate_every": 30}
+SPECS = [
+    *(arm("moe", "smoke", "add7", seed, **LOOKS) for seed in (1, 2, 3)),
+    *(arm("moe_glu", "smoke", "modular_addition", seed, **LOOKS) for seed in (1, 2, 3)),
+    arm("moe_switch", "smoke", "histogram", 1, **LOOKS),
+]
+STUDY = Study("smoke", tuple((f"arm {i}", spec) for i, spec in enumerate(SPECS)))
+
+TRAIN = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from test_engine import SPECS
+from sparsity_moves.store import Store
+from sparsity_moves.studies import engine
+
+if __name__ == "__main__":
+    engine.run(SPECS, Store(sys.argv[2]), workers=2, stack=1, quiet=True)
+"""
+
+
+def written(store: Store) -> dict[str, bytes]:
+    """Both tables' bytes."""
+    store.write_tables(*tables([STUDY], store), {})
+    return {name: (store.root / name).read_bytes() for name in ("runs.parquet", "curves.parquet")}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> dict[str, bytes]:
+    """The tables of a run that nothing disturbed: one process, three models at once."""
+    store = Store(tmp_path_factory.mktemp("whole") / "smoke")
+    assert engine.run(SPECS, store, workers=1, stack=3, quiet=True) == len(SPECS)
+    return written(store)
+
+
+def session(number: int) -> list[int]:
+    """The living processes of a session, zombies left out."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            after = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(after[3]) == number and after[0] != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def wait_for(condition, seconds: float, what: str) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited {seconds} s for {what}"
+        time.sleep(0.05)
+
+
+def start(script: Path, root: Path) -> subprocess.Popen:
+    script.write_text(TRAIN)
+    return subprocess.Popen(
+        [sys.executable, str(script), str(Path(__file__).parent), str(root)],
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def stored(root: Path) -> dict[str, tuple[int, int]]:
+    """Every finished run's directory: inode and time of change."""
+    return {
+        p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in (root / "runs").glob("*") if p.name[0] != "."
+    }
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+def test_killed_by_force_and_run_again_the_tables_are_the_same(tmp_path, uninterrupted):
+    """kill -9 of the training process at a random moment after its first runs are stored."""
+    root = tmp_path / "smoke"
+    process = start(tmp_path / "train.py", root)
+    try:
+        wait_for(lambda: stored(root) or process.poll() is not None, 120, "a first stored run")
+        time.sleep(random.random() / 3)
+        assert process.poll() is None, "it was over before it was killed"
+        assert len(session(process.pid)) > 1, "it has workers"
+        process.kill()
+        process.wait()
+        wait_for(lambda: not session(process.pid), 20, "the workers to end with their parent")
+    finally:
+        for left in session(process.pid):
+            os.kill(left, signal.SIGKILL)
+    kept = stored(root)
+    assert 0 < len(kept) < len(SPECS)
+    store = Store(root)
+    assert store.damage() == []
+
+    assert engine.run(SPECS, store, workers=2, stack=4, quiet=True) == len(SPECS) - len(kept)
+    assert {name: now for name, now in stored(root).items() if name in kept} == kept, "nothing was retrained"
+    assert not list((root / "runs").glob(".*")), "what the killed writers left is gone"
+    assert written(store) == uninterrupted
+
+
+def test_a_second_run_trains_nothing_and_touches_nothing(tmp_path, uninterrupted):
+    """And one model at a time gives the same bits as three."""
+    store = Store(tmp_path / "smoke")
+    engine.run(SPECS, store, workers=2, stack=1, quiet=True)
+    before, first = stored(store.root), written(store)
+    assert first == uninterrupted
+    assert engine.run(SPECS, store, quiet=True) == 0
+    assert stored(store.root) == before
+    assert written(store) == first
+
+
+def test_a_worker_that_is_killed_is_one_sentence_and_what_finished_is_kept(tmp_path):
+    process = start(tmp_path / "train.py", tmp_path / "smoke")
+    try:
+        wait_for(lambda: stored(tmp_path / "smoke") or process.poll() is not None, 120, "a first stored run")
+        worker = max(session(process.pid))  # the newest process
+        os.kill(worker, signal.SIGKILL)
+        _, said = process.communicate(timeout=60)
+    finally:
+        for left in session(process.pid):
+            os.kill(left, signal.SIGKILL)
+    assert process.returncode not in (0, None)
+    assert "UserError: a training process was ended from outside" in said
+    assert "finished runs are kept, and the same command goes on from there" in said
+    assert Store(tmp_path / "smoke").damage() == []
+    assert stored(tmp_path / "smoke")
+
+
+def test_a_disk_that_refuses_stops_the_training_with_the_workers_sentence(tmp_path):
+    (tmp_path / "smoke").mkdir()
+    (tmp_path / "smoke" / "runs").write_text("in the way")
+    with pytest.raises(UserError, match=r"cannot write .*what was stored before is untouched"):
+        engine.run(SPECS[:1], Store(tmp_path / "smoke"), quiet=True)
+
+
+def test_a_damaged_run_is_trained_again_and_comes_out_the_same(tmp_path, capsys):
+    specs = [arm("moe", "smoke", "add7", seed, steps=10, evaluate_every=5) for seed in (1, 2, 3)]
+    store = Store(tmp_path / "smoke")
+    engine.run(specs, store, quiet=True)
+    path = store.runs / specs[1].spec_id / "curve.parquet"
+    whole, untouched = path.read_bytes(), stored(store.root)
+    path.write_bytes(whole[:-1])
+    assert engine.run(specs, store, quiet=True) == 1
+    said = capsys.readouterr().err
+    assert "curve.parquet is missing or damaged" in said
+    assert "is trained again" in said
+    assert path.read_bytes() == whole
+    assert all(stored(store.root)[s.spec_id] == untouched[s.spec_id] for s in (specs[0], specs[2]))
+
+
+def test_a_spec_asked_for_twice_is_trained_once(tmp_path):
+    spec = arm("dense", "smoke", "add7", 1, steps=2, evaluate_every=1)
+    assert engine.run([spec, spec], Store(tmp_path), quiet=True) == 1
+
+
+class TestShards:
+    """How runs are cut into fleets."""
+
+    def test_a_fleet_is_runs_that_differ_in_their_seed_only(self):
+        cut = engine.shards(SPECS, 2)
+        assert all(len({spec.shape for spec in shard.specs}) == 1 for shard in cut)
+        assert all(len(shard.specs) <= 2 for shard in cut)
+        assert sorted(s.spec_id for shard in cut for s in shard.specs) == sorted(s.spec_id for s in SPECS)
+
+    def test_the_costliest_comes_first(self):
+        costs = [shard.cost for shard in engine.shards(SPECS, 2)]
+        assert costs == sorted(costs, reverse=True)
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    store = Store(tmp_path_factory.mktemp("tables"))
+    specs = [arm("moe", "smoke", task, 1, steps=4, evaluate_every=2) for task in ("add7", "modular_addition")]
+    engine.run(specs, store, quiet=True)
+    return results(Study("study", tuple((f"arm {i}", spec) for i, spec in enumerate(specs))), store)
+
+
+class TestTables:
+    """The contract between runs and figures."""
+
+    def test_runs_have_the_promised_columns(self, result):
+        promised = [
+            "spec_id",
+            "study",
+            "task",
+            "arm",
+            "seed",
+            "moment",
+            "step",
+            "accuracy",
+            "test_accuracy",
+            "no_ffn_accuracy",
+            "no_attention_accuracy",
+            "mean_ffn_accuracy",
+            "mean_attention_accuracy",
+            "resample_ffn_accuracy",
+            "resample_attention_accuracy",
+            "attention_share",
+            "router_nmi",
+            "parameters",
+            "active_parameters",
+            "flops_per_token",
+        ]
+        assert result.moments.columns[:7] == promised[:7]
+        assert set(promised) <= set(result.moments.columns)
+        assert {*SPECS[0].__dataclass_fields__} <= set(result.moments.columns)
+
+    def test_curves_have_the_promised_columns_in_the_order_of_the_steps(self, result):
+        promised = [
+            "spec_id",
+            "step",
+            "loss",
+            "accuracy",
+            "test_accuracy",
+            "no_ffn_accuracy",
+            "no_attention_accuracy",
+        ]
+        assert set(promised) <= set(result.curves.columns)
+        assert result.curves["step"].to_list() == [2, 4, 2, 4]
+
+    def test_a_setting_that_a_task_does_not_have_is_null(self, result):
+        of = {row["task"]: row for row in result.moments.iter_rows(named=True)}
+        assert (of["add7"]["modulus"], of["modular_addition"]["modulus"]) == (None, 7)
+        assert (of["add7"]["digits"], of["modular_addition"]["digits"]) == (2, None)
