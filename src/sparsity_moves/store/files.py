@@ -56,10 +56,13 @@ def write(path: Path, fill: Callable[[Path], None]) -> None:
             part.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
-    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
-
+def write_bytes(path: Path, content: bytes) -> None:
     def fill(part: Path) -> None:
-        part.write_text(text, encoding="utf-8")
+        part.write_bytes(content)
 
     write(path, fill)
+
+
+def write_json(path: Path, value: Any) -> None:
+    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    write_bytes(path, text.encode())

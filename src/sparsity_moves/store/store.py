@@ -20,16 +20,17 @@ import os
 import shutil
 from collections.abc import Iterable
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as safetensors
 
 from sparsity_moves.errors import UserError
 from sparsity_moves.model import Parameters
-from sparsity_moves.store.files import explained, sha256, sync, write, write_json
+from sparsity_moves.store.files import explained, sha256, sync, write_bytes, write_json
 from sparsity_moves.training import Run, Spec
 
 FILES = ("moments.parquet", "curve.parquet", "checkpoint.safetensors")
@@ -44,6 +45,24 @@ class Broken(UserError):
 def _digest(record: dict[str, Any]) -> str:
     body = {key: value for key, value in record.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def parquet(frame: pl.DataFrame) -> bytes:
+    """A table's file. We write it ourselves: polars reports a disk that refuses in errors of its own."""
+    buffer = BytesIO()
+    frame.write_parquet(buffer)
+    return buffer.getvalue()
+
+
+def alive(process: int) -> bool:
+    """Whether a process of this number runs on this machine."""
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
 
 
 class Store:
@@ -65,14 +84,14 @@ class Store:
         target, part = self.runs / spec.spec_id, self.runs / f".{spec.spec_id}.{os.getpid()}.part"
         with explained(target):
             try:
+                shutil.rmtree(part, ignore_errors=True)  # of a dead process that had our number
                 part.mkdir(parents=True)
                 key = pl.lit(spec.spec_id).alias("spec_id")
-                pl.DataFrame(rows, infer_schema_length=None).select(key, pl.all()).write_parquet(
-                    part / FILES[0]
-                )
-                pl.DataFrame(run.curve).select(key, pl.all()).write_parquet(part / FILES[1])
+                moments = pl.DataFrame(rows, infer_schema_length=None).select(key, pl.all())
+                (part / FILES[0]).write_bytes(parquet(moments))
+                (part / FILES[1]).write_bytes(parquet(pl.DataFrame(run.curve).select(key, pl.all())))
                 tensors = {f"{m}/{n}": t for m, at in run.moments.items() for n, t in at.parameters.items()}
-                save_file(tensors, part / FILES[2], metadata={"spec": spec.canonical})
+                (part / FILES[2]).write_bytes(safetensors(tensors, {"spec": spec.canonical}))
                 record = {
                     "spec_id": spec.spec_id,
                     "spec": dataclasses.asdict(spec),
@@ -83,11 +102,12 @@ class Store:
                 (part / "record.json").write_text(json.dumps(record | {"sha256": _digest(record)}, indent=1))
                 for name in (*FILES, "record.json"):
                     sync(part / name)
-                if not target.exists():
+                try:
                     part.rename(target)
                     sync(self.runs)
-            except SafetensorError as error:  # how safetensors reports a disk that refuses
-                raise OSError(0, str(error)) from error
+                except OSError:  # another process, or an earlier run, was first
+                    if not target.exists():
+                        raise
             finally:
                 shutil.rmtree(part, ignore_errors=True)
 
@@ -101,10 +121,12 @@ class Store:
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             whole = isinstance(record, dict) and record.get("sha256") == _digest(record)
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             whole = False
         if not whole:
             raise Broken(f"{path} is missing or damaged")
+        if record["spec_id"] != spec_id:
+            raise Broken(f"{path} is damaged: it is the record of another run, {record['spec_id']}")
         for name in FILES if deep else ():
             file = directory / name
             if not file.exists() or sha256(file) != record["files"][name]:
@@ -144,7 +166,7 @@ class Store:
         """Remove what interrupted writers of this machine left behind."""
         for part in self.runs.glob(".*.part"):
             owner = part.name.split(".")[-2]
-            if not (owner.isdigit() and Path(f"/proc/{owner}").exists()):
+            if not (owner.isdigit() and alive(int(owner))):
                 shutil.rmtree(part, ignore_errors=True)
 
     def moments(self, spec_ids: Iterable[str]) -> pl.DataFrame:
@@ -169,8 +191,8 @@ class Store:
 
     def write_tables(self, runs: pl.DataFrame, curves: pl.DataFrame, circumstances: dict[str, Any]) -> None:
         """Both tables, then the manifest that vouches for them."""
-        write(self.root / TABLES[0], runs.write_parquet)
-        write(self.root / TABLES[1], curves.write_parquet)
+        for name, frame in zip(TABLES, (runs, curves), strict=True):
+            write_bytes(self.root / name, parquet(frame))
         manifest = {
             "files": {name: sha256(self.root / name) for name in TABLES},
             "packages": {name: version(name) for name in PACKAGES},

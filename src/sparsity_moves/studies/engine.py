@@ -79,7 +79,7 @@ def shards(specs: Iterable[Spec], stack: int) -> list[Shard]:
 def missing(specs: Sequence[Spec], store: Store) -> tuple[list[Spec], list[str]]:
     """Runs to train, and one sentence for each stored run that was damaged and has been set aside."""
     todo, said = [], []
-    for spec in specs:
+    for spec in dict.fromkeys(specs):
         if store.has(spec):
             try:
                 store.record(spec.spec_id)
