@@ -23,7 +23,7 @@ SEEDS = (1, 2)
 
 def small(name: str, task: str = "add7", **more) -> Architecture:
     """An arm's FFN in a model small enough for the loops of the reference."""
-    settings = dict(activation="silu" if task == "add7" else "gelu") if name != "glu_bilinear" else {}
+    settings = {} if name == "glu_bilinear" else {"activation": "silu" if task == "add7" else "gelu"}
     ffn = replace(arm(name, "paper", "add7", 42, width=24).architecture.ffn, **settings)
     ffn = replace(ffn, **{k: more.pop(k) for k in list(more) if k in FeedForward.__dataclass_fields__})
     return Architecture(TASKS[task], **{"d_model": 12, "heads": 2, "ffn": ffn, **more})
