@@ -63,7 +63,7 @@ SETTINGS: dict[tuple[Profile, TaskName], dict[str, Any]] = {
         "batch": 512,
         "learning_rate": 3e-3,
         "beta2": 0.98,
-        "steps": 1_200,
+        "steps": 1_600,
         "decay": 300,
         "evaluate_every": 50,
     },
