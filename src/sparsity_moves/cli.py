@@ -113,9 +113,9 @@ class Chapter:
         if self.name == "redistribution":
             study = studies.redistribution.study(
                 profile,
-                experts=self.experts or 4,
+                experts=4 if self.experts is None else self.experts,
                 width=self.width,
-                top_k=self.top_k or 1,
+                top_k=1 if self.top_k is None else self.top_k,
                 number_of_seeds=self.seeds,
             )
             needed = [study, studies.sweep.study(profile)]

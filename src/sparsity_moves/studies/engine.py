@@ -182,6 +182,8 @@ def run(
     Shows progress with the time left, unless quiet. Raises `UserError` where a worker dies or the disk refuses;
     whatever finished before is kept, and the next call goes on from there.
     """
+    if workers is not None and workers < 1:
+        raise UserError(f"training needs at least one worker, not {workers}")
     store.sweep()
     todo, said = missing(specs, store)
     for sentence in said:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from sparsity_moves.errors import UserError
 from sparsity_moves.store import Store
 from sparsity_moves.training import Profile, Spec
 from sparsity_moves.training.profiles import SEEDS
@@ -42,6 +43,8 @@ class Results:
 
 def seeds(number: int) -> tuple[int, ...]:
     """The first `number` seeds: the paper's five, then 0, 1, 2 and on."""
+    if number < 1:
+        raise UserError(f"a study needs at least one seed, not {number}")
     more = (n for n in range(number) if n not in SEEDS)
     return (SEEDS + tuple(more))[:number]
 
