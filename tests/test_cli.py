@@ -1,0 +1,194 @@
+"""The command line: bad input stops with one clear sentence, a non-zero exit, and loses nothing already trained."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sparsity_moves import cli, studies
+from sparsity_moves.studies import Study, arm, engine
+
+SPECS = [arm("dense", "smoke", "add7", seed, steps=4, evaluate_every=2) for seed in (1, 2)]
+HERE = Path(cli.__file__).parents[2]
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capfd):
+    """Runs a command in this process over a book of two small runs; gives its exit status and both outputs."""
+    monkeypatch.setenv("SPARSITY_MOVES_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setattr(studies, "every", lambda profile: [Study("one", tuple(("dense", s) for s in SPECS))])
+    monkeypatch.chdir(HERE)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sparsity-moves", *words])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err
+        return int(ended.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A results folder with the two runs and their tables."""
+    root = tmp_path_factory.mktemp("trained")
+    before = os.environ.get("SPARSITY_MOVES_RESULTS")
+    os.environ["SPARSITY_MOVES_RESULTS"] = str(root)
+    real, studies.every = studies.every, lambda profile: [Study("one", tuple(("dense", s) for s in SPECS))]
+    try:
+        engine.run(SPECS, studies.store("smoke"), quiet=True)
+        studies.write_tables("smoke")
+    finally:
+        studies.every = real
+        os.environ.pop("SPARSITY_MOVES_RESULTS")
+        if before is not None:
+            os.environ["SPARSITY_MOVES_RESULTS"] = before
+    return root
+
+
+@pytest.fixture
+def results(trained, tmp_path) -> Path:
+    """A copy to damage, where `command` looks."""
+    shutil.copytree(trained, tmp_path / "results")
+    return tmp_path / "results" / "smoke"
+
+
+def one_sentence(err: str) -> str:
+    """The command's only line on stderr."""
+    lines = err.strip().splitlines()
+    assert len(lines) == 1, err
+    assert lines[0].startswith("sparsity-moves: ")
+    return lines[0]
+
+
+def test_a_second_training_trains_nothing(command, results):
+    before = {p: p.stat().st_mtime_ns for p in (results / "runs").rglob("*")}
+    status, out, _ = command("train", "--profile", "smoke")
+    assert status == 0
+    assert "0 models trained, 2 were there already" in out
+    assert {p: p.stat().st_mtime_ns for p in (results / "runs").rglob("*")} == before
+
+
+@pytest.mark.usefixtures("results")
+def test_what_is_whole_is_said_to_be(command):
+    status, out, err = command("verify", "--profile", "smoke")
+    assert (status, err) == (0, "")
+    assert "2 runs and both tables" in out
+    status, out, _ = command("status", "--profile", "smoke")
+    assert status == 0
+    assert "is whole" in out
+
+
+@pytest.mark.parametrize("name", ["runs.parquet", "curves.parquet", "manifest.json"])
+@pytest.mark.parametrize("how", ["missing", "flipped"])
+def test_a_damaged_or_missing_table_stops_the_book(command, results, name, how):
+    path = results / name
+    content = bytearray(path.read_bytes())
+    content[0] ^= 0x80
+    path.unlink() if how == "missing" else path.write_bytes(content)
+    status, _, err = command("book", "--profile", "smoke")
+    assert status == 2
+    sentence = one_sentence(err)
+    assert name in sentence
+    assert "`sparsity-moves train --profile smoke` writes it anew" in sentence
+
+
+@pytest.mark.parametrize("name", ["runs.parquet", "curves.parquet", "manifest.json"])
+def test_verify_finds_a_damaged_table(command, results, name):
+    path = results / name
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    status, _, err = command("verify", "--profile", "smoke")
+    assert status == 1
+    assert name in err
+
+
+def test_verify_finds_a_damaged_run_and_training_mends_it(command, results):
+    path = results / "runs" / SPECS[0].spec_id / "checkpoint.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    status, _, err = command("verify", "--profile", "smoke")
+    assert status == 1
+    assert "checkpoint.safetensors is missing or damaged" in err
+    assert command("train", "--profile", "smoke")[0] == 0
+    assert path.read_bytes() == whole
+    assert command("verify", "--profile", "smoke")[0] == 0
+
+
+def test_a_book_without_results_says_how_to_get_them(command):
+    status, _, err = command("book", "--profile", "smoke")
+    assert status == 2
+    assert "sparsity-moves train --profile smoke" in one_sentence(err)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("--experts", "5"), "5 experts do not divide a width of 64"),
+        (("--top-k", "9"), "top-k is from 1 to the number of experts (4), not 9"),
+        (("--experts", "0"), "positive"),
+        (("--top-k", "0"), "not 0"),
+        (("--width", "0"), "positive"),
+        (("--width", "-8"), "positive"),
+        (("--seeds", "0"), "seed"),
+        (("--seeds", "-1"), "seed"),
+    ],
+)
+def test_a_chapter_with_settings_that_do_not_fit_is_refused(command, tmp_path, words, reason):
+    """Before anything is trained; a zero is not taken for a setting that was not given."""
+    status, _, err = command("chapter", "redistribution", "--profile", "smoke", *words)
+    assert status == 2
+    assert reason in one_sentence(err)
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_chapter_that_is_not_there_is_refused(command):
+    status, _, err = command("chapter", "no_such_chapter", "--profile", "smoke")
+    assert status == 2
+    assert "no_such_chapter" in one_sentence(err)
+
+
+@pytest.mark.parametrize("workers", ["0", "-1"])
+def test_a_number_of_workers_that_is_none_is_refused(command, workers):
+    status, _, err = command("train", "--profile", "smoke", "--workers", workers)
+    assert status == 2
+    assert "worker" in one_sentence(err)
+
+
+def test_results_that_cannot_be_written_stop_with_one_sentence(command, tmp_path):
+    (tmp_path / "results").write_text("in the way")
+    status, _, err = command("train", "--profile", "smoke")
+    assert status == 2
+    said = [line for line in err.splitlines() if not line.startswith("training:")]
+    assert "cannot write" in one_sentence("\n".join(said))
+
+
+def test_stopped_by_hand_it_says_what_is_kept(command, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(studies.engine, "run", interrupted)
+    status, _, err = command("train", "--profile", "smoke")
+    assert status == 130
+    assert "finished runs are kept" in one_sentence(err)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [(("train", "--profile", "huge"), "huge"), (("trian",), "trian"), (("train", "--speed"), "--speed")],
+)
+def test_words_that_are_not_known_are_named_by_the_installed_command(words, named):
+    script = Path(sys.executable).with_name("sparsity-moves")
+    done = subprocess.run(
+        [script, *words], capture_output=True, text=True, env=os.environ | {"COLUMNS": "100"}
+    )
+    assert done.returncode == 2
+    assert named in done.stderr
+    assert "Traceback" not in done.stderr
