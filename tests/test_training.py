@@ -155,7 +155,7 @@ def test_one_that_diverges_leaves_its_neighbours_alone():
 
 @pytest.mark.parametrize("task", TASKS)
 def test_runs_and_measures_are_the_same_bits_twice_and_in_any_stack(task):
-    specs = [arm("moe_switch", "smoke", task, seed, steps=45) for seed in (1, 2, 3)]
+    specs = [arm("moe_switch", "smoke", task, seed, steps=20, evaluate_every=10) for seed in (1, 2, 3)]
     first, again = train(specs), train(specs)
     apart = [run for cut in (specs[:1], specs[1:]) for run in train(cut)]
     for other in (again, apart):
