@@ -39,7 +39,7 @@ def measure(runs: list[Run], device: torch.device | str = "cpu") -> list[list[di
                     for r, h in zip(right, held_out, strict=True)
                     if h is not None
                 ]
-            case "histogram":  # every evaluation sequence is fresh
+            case "histogram":  # evaluation sequences are drawn apart from any pool
                 test = accuracy(right).tolist()
             case _:  # add-7 trains on every input there is
                 test = [None] * len(there)

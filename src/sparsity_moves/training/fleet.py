@@ -148,7 +148,7 @@ def look(fleet: Fleet, sequences: list[Sequences], step: int) -> tuple[dict[str,
         held_out = torch.stack([s.held_out for s in sequences if s.held_out is not None])
         rows = [accuracy(r[h][None])[0] for r, h in zip(right, held_out, strict=True)]
         score = seen["test_accuracy"] = torch.stack(rows)
-    elif fleet.spec.task == "histogram":  # every evaluation sequence is fresh
+    elif fleet.spec.task == "histogram":  # evaluation sequences are drawn apart from any pool
         score = seen["test_accuracy"] = seen["accuracy"]
     elif fleet.spec.probe:
         picks = [
