@@ -76,7 +76,7 @@ def test_an_moe_of_matched_width_costs_less_than_dense_by_the_experts_it_closes(
 @pytest.mark.parametrize("name", list(ARMS))
 @pytest.mark.parametrize("task", [Addition(2), ModularAddition(7), Histogram(8, 5)], ids=lambda t: t.name)
 def test_pytorch_counts_the_same_operations_in_the_reference(task, name):
-    """The reference computes every position and only the chosen experts, as our definition of a token's FLOPs has it."""
+    """The reference computes every position and only the chosen experts: our definition of a token's FLOPs."""
     ffn = arm(name, "paper", "add7", 42, width=48).architecture.ffn
     architecture = Architecture(task, d_model=16, heads=4, depth=2 if name == "moe_top2" else 1, ffn=ffn)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
