@@ -184,7 +184,7 @@ def _run(notebook: NotebookNode, values: dict[str, object], source: Path) -> Not
             kernel_name="python3",
             progress_bar=False,
             cwd=source.parent,
-            extra_arguments=["--log-level=ERROR"],  # no advice about how the kernel is connected
+            extra_arguments=["--log-level=CRITICAL"],  # no advice, and no complaint at being ended
         )
     except PapermillExecutionError as error:
         why = error.evalue if error.ename == "UserError" else f"{error.ename}: {error.evalue}"
