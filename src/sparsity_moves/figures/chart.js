@@ -22,6 +22,7 @@
     });
     await view.runAsync();
     name(chart);
+    powers(chart);
     watch(chart);
     chart.dataset.drawn = "true";
   }
@@ -32,6 +33,19 @@
     picture.removeAttribute("aria-hidden");
     picture.setAttribute("role", "img");
     picture.setAttribute("aria-label", chart.dataset.label);
+  }
+
+  // A slider called log_… goes through powers of two, and says the power rather than its exponent.
+  function powers(chart) {
+    for (const slider of chart.querySelectorAll('.vega-bind input[type="range"][name^="log_"]')) {
+      const say = () => {
+        const power = String(2 ** slider.value);
+        slider.setAttribute("aria-valuetext", power);
+        slider.nextElementSibling.textContent = power;
+      };
+      slider.addEventListener("input", say);
+      say();
+    }
   }
 
   // A picture wider than the screen scrolls, and the keyboard must reach what scrolls.

@@ -1,6 +1,7 @@
 """Expert count × width on add-7: a map of the means, and every model of the cell that two sliders pick."""
 
 import math
+from itertools import pairwise
 
 import altair as alt
 import polars as pl
@@ -33,19 +34,19 @@ def expert_sweep(moments: pl.DataFrame, *, experts: int = 4, moment: str = "fina
     counts, widths = (sorted(rows[name].unique()) for name in ("experts", "width"))
     if odd := [n for n in (*counts, *widths) if n < 1 or n & (n - 1)]:
         raise ValueError(f"the sweep's sliders go through powers of two, which {odd[0]} is not")
-    start = math.log2(experts if experts in counts else counts[-1])
+    chosen = {"experts": experts if experts in counts else counts[-1], "width": widths[-1]}
     sliders = [
-        alt.param(name=name, value=value, bind=alt.binding_range(min=low, max=high, step=1, name=label))
-        for name, value, low, high, label in (
-            ("log_experts", start, math.log2(counts[0]), math.log2(counts[-1]), "Experts, 2 to the power "),
-            (
-                "log_width",
-                math.log2(widths[-1]),
-                math.log2(widths[0]),
-                math.log2(widths[-1]),
-                "Width, 2 to the power ",
+        alt.param(
+            name=f"log_{name}",  # chart.js shows 2 to this power
+            value=math.log2(chosen[name]),
+            bind=alt.binding_range(
+                min=math.log2(values[0]),
+                max=math.log2(values[-1]),
+                step=min((math.log2(b / a) for a, b in pairwise(values)), default=1),
+                name=f"{name.capitalize()} ",
             ),
         )
+        for name, values in (("experts", counts), ("width", widths))
     ]
     here = "datum.experts == pow(2, log_experts) && datum.width == pow(2, log_width)"
     key = ["experts", "width"]
