@@ -38,12 +38,13 @@
   // A slider called log_… goes through powers of two, and says the power rather than its exponent.
   function powers(chart) {
     for (const slider of chart.querySelectorAll('.vega-bind input[type="range"][name^="log_"]')) {
+      const shown = slider.nextElementSibling;
       const say = () => {
         const power = String(2 ** slider.value);
         slider.setAttribute("aria-valuetext", power);
-        slider.nextElementSibling.textContent = power;
+        if (shown.textContent !== power) shown.textContent = power;
       };
-      slider.addEventListener("input", say);
+      new MutationObserver(say).observe(shown, { childList: true, characterData: true, subtree: true });
       say();
     }
   }
