@@ -8,6 +8,8 @@ import fcntl
 import io
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -303,6 +305,17 @@ def test_a_second_build_changes_nothing(html: Path) -> None:
     before = (html / "index.html").stat().st_mtime_ns
     build()
     assert (html / "index.html").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    "name", ["index", "tasks", "feedforward", "measuring", "redistribution", "reproduce"]
+)
+def test_an_executed_notebook_runs_again_cell_by_cell(html: Path, name: str) -> None:
+    """As a reader runs it who downloads it from the page (nbval, lax: no cell may raise)."""
+    notebook = html.parent / "work" / "notebooks" / f"{name}.ipynb"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval-lax", str(notebook)]
+    done = subprocess.run(command, cwd=ROOT / "book", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
 
 
 def small_book(root: Path, page: str) -> Path:
