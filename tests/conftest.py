@@ -1,10 +1,15 @@
 """Shapes are types: every call into the package is checked while the tests run. One thread a test process, as the
 package trains: sums then have one order, and tests that run side by side do not fight over the processors."""
 
+import os
+import shutil
+from collections.abc import Iterator
+
 import jaxtyping
 import pytest
 import torch
 from jaxtyping import install_import_hook
+from playwright.sync_api import Browser, sync_playwright
 
 torch.set_num_threads(1)
 install_import_hook(
@@ -17,3 +22,28 @@ install_import_hook(
 def untyped(monkeypatch):
     """As a user meets the package: without the tests' checks of types."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """The one browser of a test process (Playwright allows no second). In CI its absence is a failure."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    if not found:
+        reason = "no Chromium is installed, so the pages cannot be looked at"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=found, args=FLAGS)
+        yield chromium
+        chromium.close()

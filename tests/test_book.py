@@ -24,7 +24,7 @@ import polars as pl
 import pytest
 import yaml
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from sparsity_moves import cli, studies
 from sparsity_moves.errors import UserError
@@ -33,15 +33,6 @@ from sparsity_moves.publishing import site
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*site.page_names(yaml.safe_load((ROOT / "_toc.yml").read_text())), "search"]
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 DRAWN = """() => document.readyState === "complete"
     && !document.querySelector(".chart:not([data-drawn])")
     && (!window.MathJax?.startup?.promise || window.mathDone
@@ -63,19 +54,6 @@ def html() -> Path:
         studies.engine.run(specs, studies.store("smoke"), quiet=True)
         studies.write_tables("smoke")
     return build().parent
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    found = next(filter(None, map(shutil.which, names)), None)
-    if not found:
-        reason = "no Chromium is installed, so the pages cannot be looked at"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=found, args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="session")

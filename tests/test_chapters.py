@@ -1,7 +1,6 @@
 """What the chapters show: figures and tables from a table of runs, sentences decided by their numbers, players whose
 answers are the tasks', and the panel that trains live."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 import pytest
+from playwright.sync_api import Browser
 
 from sparsity_moves import studies
 from sparsity_moves.figures import curves, differences, prose, reference, sizes, sweep, words
@@ -319,43 +319,32 @@ class TestPlayer:
     def test_the_page_shows_the_first_example_without_its_script(self) -> None:
         assert "497 + 7 = 0504" in player(Addition()).to_html()
 
-    def test_in_a_browser_it_shows_what_python_says(self, tmp_path: Path) -> None:
-        import shutil
-
-        from playwright.sync_api import sync_playwright
-
-        found = shutil.which("chromium") or shutil.which("google-chrome")
-        if not found:
-            pytest.fail("no Chromium") if os.environ.get("CI") else pytest.skip("no Chromium is installed")
+    def test_in_a_browser_it_shows_what_python_says(self, tmp_path: Path, browser: Browser) -> None:
         players = [player(task) for task in (Addition(), ModularAddition(31, 0.6), Histogram())]
         body = "".join(shown.to_html() for shown in players)
         (tmp_path / "page.html").write_text(f"<!doctype html><meta charset=utf-8>{body}", encoding="utf-8")
-        with sync_playwright() as playwright:
-            chromium = playwright.chromium.launch(
-                executable_path=found, args=["--no-sandbox", "--disable-gpu"]
-            )
-            page = chromium.new_page()
-            page.goto((tmp_path / "page.html").as_uri())
-            add, modular, histogram = (page.locator(f"#player-{shown.name}") for shown in players)
+        page = browser.new_page()
+        page.goto((tmp_path / "page.html").as_uri())
+        add, modular, histogram = (page.locator(f"#player-{shown.name}") for shown in players)
 
-            add.get_by_label("Number", exact=True).fill("996")
-            assert add.locator(".player-sum").inner_text() == players[0].sum(996)
-            add.get_by_label("Number, slider").focus()
-            page.keyboard.press("ArrowRight")
-            assert add.locator(".player-sum").inner_text() == players[0].sum(997)
-            assert add.locator("td[data-marked='1']").all_inner_texts() == ["+1", "+1", "+1"]
-            add.get_by_label("Number", exact=True).fill("123456")
-            assert add.locator(".player-sum").inner_text() == players[0].sum(999)
+        add.get_by_label("Number", exact=True).fill("996")
+        assert add.locator(".player-sum").inner_text() == players[0].sum(996)
+        add.get_by_label("Number, slider").focus()
+        page.keyboard.press("ArrowRight")
+        assert add.locator(".player-sum").inner_text() == players[0].sum(997)
+        assert add.locator("td[data-marked='1']").all_inner_texts() == ["+1", "+1", "+1"]
+        add.get_by_label("Number", exact=True).fill("123456")
+        assert add.locator(".player-sum").inner_text() == players[0].sum(999)
 
-            modular.get_by_label("b", exact=True).fill("30")
-            assert modular.locator(".player-sum").inner_text() == players[1].sum(23, 30)
+        modular.get_by_label("b", exact=True).fill("30")
+        assert modular.locator(".player-sum").inner_text() == players[1].sum(23, 30)
 
-            for step in range(1, 4):
-                histogram.get_by_role("button", name="Next sequence").click()
-                assert histogram.locator(".player-sum").inner_text() == players[2].sum(step)
-                shown = histogram.locator("td[data-cell]").all_inner_texts()
-                assert shown == players[2].cells(step)
-            chromium.close()
+        for step in range(1, 4):
+            histogram.get_by_role("button", name="Next sequence").click()
+            assert histogram.locator(".player-sum").inner_text() == players[2].sum(step)
+            shown = histogram.locator("td[data-cell]").all_inner_texts()
+            assert shown == players[2].cells(step)
+        page.close()
 
 
 class TestRetrain:
