@@ -122,6 +122,35 @@ def test_verify_finds_a_damaged_run_and_training_mends_it(command, results):
     assert command("verify", "--profile", "smoke")[0] == 0
 
 
+def test_runs_packed_in_one_place_are_merged_in_another(command, results, tmp_path):
+    pack = str(tmp_path / "pack")
+    status, out, _ = command("export", pack, "--profile", "smoke", "--checkpoints", SPECS[0].spec_id)
+    assert status == 0
+    assert "2 runs packed" in out
+    whole = (results / "runs.parquet").read_bytes()
+    shutil.rmtree(results)
+    status, out, _ = command("merge", pack, "--profile", "smoke")
+    assert status == 0
+    assert "2 runs taken, 0 were there already" in out
+    assert (results / "runs.parquet").read_bytes() == whole
+    assert "2 runs and both tables" in command("verify", "--profile", "smoke")[1]
+    assert "0 models trained" in command("train", "--profile", "smoke")[1]
+
+
+@pytest.mark.usefixtures("results")
+def test_a_pack_is_merged_into_its_own_profile_only(command, tmp_path):
+    command("export", str(tmp_path / "pack"), "--profile", "smoke")
+    status, _, err = command("merge", str(tmp_path / "pack"), "--profile", "paper")
+    assert status == 2
+    assert "holds runs of the profile smoke, not paper; nothing was taken" in one_sentence(err)
+
+
+def test_parameters_are_kept_of_the_moments_that_are_named(command):
+    assert command("train", "--profile", "smoke", "--checkpoints", "final")[0] == 0
+    store = studies.store("smoke")
+    assert [store.kept(spec.spec_id) for spec in SPECS] == [["final"], ["final"]]
+
+
 def test_a_book_without_results_says_how_to_get_them(command):
     status, _, err = command("book", "--profile", "smoke")
     assert status == 2

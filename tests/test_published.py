@@ -66,14 +66,14 @@ class TestFullScale:
         assert full_scale("redistribution") is None
 
     def test_it_is_the_study_s_rows(self) -> None:
-        studies.store("paper").write_tables(self.rows, pl.DataFrame({"spec_id": ["a"]}), {})
+        studies.store("paper").tables.write(self.rows, pl.DataFrame({"spec_id": ["a"]}), [])
         found = full_scale("redistribution")
         assert found is not None
         assert found["spec_id"].to_list() == ["a"]
         assert full_scale("patching") is None
 
     def test_a_damaged_table_is_refused(self) -> None:
-        studies.store("paper").write_tables(self.rows, pl.DataFrame({"spec_id": ["a"]}), {})
+        studies.store("paper").tables.write(self.rows, pl.DataFrame({"spec_id": ["a"]}), [])
         (studies.store("paper").root / "runs.parquet").write_bytes(b"")
         with pytest.raises(Broken, match="damaged"):
             full_scale("redistribution")

@@ -101,7 +101,7 @@ def test_saving_again_changes_nothing(store, trained):
 
 
 def test_a_moment_that_is_not_there_is_refused(store, trained):
-    with pytest.raises(UserError, match=r"has no moment 'grokked'; it has first_best, final"):
+    with pytest.raises(UserError, match=r"has no parameters of 'grokked'; it has final, first_best"):
         store.checkpoint(trained[0].spec.spec_id, "grokked")
 
 

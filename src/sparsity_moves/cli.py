@@ -1,4 +1,4 @@
-"""The command line: sparsity-moves train · status · verify · book · chapter · bench."""
+"""The command line: sparsity-moves train · status · verify · export · merge · book · chapter · bench."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 from rich.console import Console
@@ -14,7 +14,11 @@ from rich.table import Table
 
 from sparsity_moves import studies
 from sparsity_moves.errors import UserError
+from sparsity_moves.store import export
 from sparsity_moves.training import Profile
+
+Moment = Literal["first_best", "grokked", "final"]
+MOMENTS: tuple[Moment, ...] = get_args(Moment)
 
 
 @dataclass(frozen=True)
@@ -24,11 +28,13 @@ class Train:
     profile: Profile = "laptop"
     workers: int | None = None
     """Processes at once; as many as there are cores unless given."""
+    checkpoints: tuple[Moment, ...] = MOMENTS
+    """Moments whose parameters are kept; none where the option is given alone."""
 
     def run(self) -> int:
         where = studies.store(self.profile)
         specs = list(dict.fromkeys(spec for study in studies.every(self.profile) for spec in study.specs))
-        trained = studies.engine.run(specs, where, workers=self.workers)
+        trained = studies.engine.run(specs, where, workers=self.workers, checkpoints=self.checkpoints)
         studies.write_tables(self.profile)
         print(f"{trained} models trained, {len(specs) - trained} were there already; tables in {where.root}")
         return 0
@@ -65,6 +71,38 @@ class Verify:
             return 1
         tables = "both tables" if (where.root / "manifest.json").exists() else "no tables yet"
         print(f"{len(where.spec_ids())} runs and {tables} in {where.root} match their checksums")
+        return 0
+
+
+@dataclass(frozen=True)
+class Export:
+    """Pack what is stored of a profile into a few files, to be merged elsewhere."""
+
+    folder: tyro.conf.Positional[Path]
+    profile: Profile = "laptop"
+    checkpoints: tuple[str, ...] = ()
+    """Runs (spec_ids) whose parameters go with them."""
+
+    def run(self) -> int:
+        where = studies.store(self.profile)
+        taken = export(where, where.spec_ids(), self.folder, self.checkpoints)
+        print(f"{len(taken.new)} runs packed in {self.folder}, {len(taken.there_already)} were there already")
+        return 0
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Bring runs that were computed elsewhere into a profile's tables, once every checksum is found right."""
+
+    folder: tyro.conf.Positional[Path]
+    profile: Profile = "laptop"
+
+    def run(self) -> int:
+        taken = studies.merge(self.profile, self.folder)
+        wanted = {spec.spec_id for study in studies.every(self.profile) for spec in study.specs}
+        strange = len(set(taken.new) - wanted)
+        note = f" ({strange} of them no study here asks for)" if strange else ""
+        print(f"{len(taken.new)} runs taken{note}, {len(taken.there_already)} were there already")
         return 0
 
 
@@ -137,6 +175,8 @@ Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Status, tyro.conf.subcommand("status")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Merge, tyro.conf.subcommand("merge")]
     | Annotated[Book, tyro.conf.subcommand("book")]
     | Annotated[Chapter, tyro.conf.subcommand("chapter")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]

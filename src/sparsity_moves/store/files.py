@@ -1,8 +1,9 @@
-"""Files that are whole or not there: temporary name, sync, rename; and their checksums."""
+"""Files that are whole or not there: temporary name, sync, rename; their checksums; and one writer at a time."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -19,6 +20,21 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest(content: dict[str, Any]) -> str:
+    """The checksum that a JSON file holds of itself, under `sha256`."""
+    body = {key: value for key, value in content.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON file that holds its own checksum; None where it is missing or damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) and content.get("sha256") == digest(content) else None
+
+
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
     """Turn an operating-system error while writing into one sentence that says where and why."""
@@ -27,7 +43,7 @@ def explained(path: Path) -> Iterator[None]:
     except OSError as error:
         why = (
             "there is no space left on the disk"
-            if error.errno == errno.ENOSPC
+            if error.errno in (errno.ENOSPC, errno.EDQUOT)
             else error.strerror or str(error)
         )
         raise UserError(f"cannot write {path}: {why}; what was stored before is untouched") from error
@@ -63,6 +79,18 @@ def write_bytes(path: Path, content: bytes) -> None:
     write(path, fill)
 
 
-def write_json(path: Path, value: Any) -> None:
-    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """With its own checksum, so that a damaged byte is found."""
+    text = json.dumps(value | {"sha256": digest(value)}, indent=1, sort_keys=True, allow_nan=False) + "\n"
     write_bytes(path, text.encode())
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Wait until no other process is in here. The system frees the lock of a process that dies."""
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -2,56 +2,38 @@
 
     results/<profile>/
         runs/<spec_id>/     moments.parquet · curve.parquet · checkpoint.safetensors · record.json
-        runs.parquet        one row a study, model and moment        } tables, written anew from the runs
-        curves.parquet      one row a model and step looked at       }
-        manifest.json       sha256 of every table, versions, device, wall time
+        runs.parquet · curves.parquet · checkpoints/ · manifest.json      the tables: see `tables`
 
 A run's directory appears in one rename, complete, or not at all; `record.json` holds the other files' checksums
-and its own. Tables hold nothing that a second training on the same machine would not give again, bit by bit:
-wall times and versions are in the records and the manifest.
+and its own. A run may be stored without a checkpoint, or with only some moments' parameters.
+
+One rule says where a run is read: from its directory if there is one, else from the verified tables. So tables
+alone are a store (`results/paper` is one, and so is a pack from another machine), and writing tables never drops
+a run that only the old ones hold. Tables hold nothing that a second training on the same machine would not give
+again, bit by bit: wall times and versions are in the records and the manifest.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import os
 import shutil
-from collections.abc import Iterable
-from importlib.metadata import version
-from io import BytesIO
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
-from safetensors.torch import load_file
-from safetensors.torch import save as safetensors
 
 from sparsity_moves.errors import UserError
-from sparsity_moves.model import Parameters
-from sparsity_moves.store.files import explained, sha256, sync, write_bytes, write_json
-from sparsity_moves.training import Run, Spec
+from sparsity_moves.store import shards as accounts
+from sparsity_moves.store.files import explained, locked, read_json, sha256, sync
+from sparsity_moves.store.run_files import CHECKPOINT, CURVE, MOMENTS, RECORD, RunFiles, address, encode, kept
+from sparsity_moves.store.shards import Shard
+from sparsity_moves.store.tables import CURVES, RUNS, Broken, Tables, checkpoint_name
 
-FILES = ("moments.parquet", "curve.parquet", "checkpoint.safetensors")
-TABLES = ("runs.parquet", "curves.parquet")
-PACKAGES = ("torch", "numpy", "polars", "safetensors", "sparsity-moves")
-
-
-class Broken(UserError):
-    """A stored file that is not what was written."""
-
-
-def _digest(record: dict[str, Any]) -> str:
-    body = {key: value for key, value in record.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def parquet(frame: pl.DataFrame) -> bytes:
-    """A table's file. We write it ourselves: polars reports a disk that refuses in errors of its own."""
-    buffer = BytesIO()
-    frame.write_parquet(buffer)
-    return buffer.getvalue()
+if TYPE_CHECKING:  # what is stored can be read and checked where there is no torch
+    from sparsity_moves.model import Parameters
+    from sparsity_moves.training import Run, Spec
 
 
 def alive(process: int) -> bool:
@@ -71,37 +53,73 @@ class Store:
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
         self.runs = self.root / "runs"
+        self.tables = Tables(self.root)
+        self._locked = False
 
-    def has(self, spec: Spec) -> bool:
-        return (self.runs / spec.spec_id / "record.json").exists()
+    # --- What is there
 
-    def save(self, run: Run, rows: list[dict[str, Any]], circumstances: dict[str, Any]) -> None:
+    def directories(self) -> list[str]:
+        """The address of every run that has a directory, in order."""
+        return sorted(p.name for p in self.runs.glob("*") if p.is_dir() and not p.name.startswith("."))
+
+    def spec_ids(self) -> list[str]:
+        """The address of every stored run, in order."""
+        return sorted({*self.directories(), *self.tabled()})
+
+    def has(self, spec: Spec, moment: str | None = None) -> bool:
+        """Whether a run is stored; where a moment is named, whether its parameters then are too."""
+        if moment is not None:
+            return moment in self.kept(spec.spec_id)
+        return (self.runs / spec.spec_id / RECORD).exists() or spec.spec_id in self.tabled()
+
+    def kept(self, spec_id: str) -> list[str]:
+        """The moments at which a run's parameters are stored."""
+        for path in (self.runs / spec_id / CHECKPOINT, self.root / checkpoint_name(spec_id)):
+            try:
+                return kept(path)
+            except (OSError, ValueError):
+                continue
+        return []
+
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """The settings of every whole run, protocol included, by its spec_id."""
+        return accounts.settings(self.shards(self.spec_ids()))
+
+    def tabled(self) -> dict[str, dict[str, Any]]:
+        """The settings of the runs that stand in whole tables; of damaged ones `damage` speaks."""
+        try:
+            return self.tables.settings()
+        except Broken:
+            return {}
+
+    # --- Writing
+
+    def save(
+        self,
+        run: Run,
+        rows: list[dict[str, Any]],
+        circumstances: dict[str, Any],
+        checkpoints: Collection[str] | None = None,
+    ) -> None:
+        """Store a trained and measured run; `checkpoints` are the moments whose parameters are kept (None: all)."""
+        self.put(run.spec.spec_id, encode(run, rows, circumstances, checkpoints))
+
+    def put(self, spec_id: str, files: RunFiles) -> None:
         """Put a run in place. A run that is there already stays: it is the same, by its address.
 
-        Raises `UserError` where the disk refuses; nothing half-written is left under the run's name.
+        It gives way only to one that has a checkpoint which it lacks. Raises `UserError` where the disk refuses;
+        nothing half-written is left under the run's name.
         """
-        spec = run.spec
-        target, part = self.runs / spec.spec_id, self.runs / f".{spec.spec_id}.{os.getpid()}.part"
+        target, part = self.runs / spec_id, self.runs / f".{spec_id}.{os.getpid()}.part"
         with explained(target):
             try:
                 shutil.rmtree(part, ignore_errors=True)  # of a dead process that had our number
                 part.mkdir(parents=True)
-                key = pl.lit(spec.spec_id).alias("spec_id")
-                moments = pl.DataFrame(rows, infer_schema_length=None).select(key, pl.all())
-                (part / FILES[0]).write_bytes(parquet(moments))
-                (part / FILES[1]).write_bytes(parquet(pl.DataFrame(run.curve).select(key, pl.all())))
-                tensors = {f"{m}/{n}": t for m, at in run.moments.items() for n, t in at.parameters.items()}
-                (part / FILES[2]).write_bytes(safetensors(tensors, {"spec": spec.canonical}))
-                record = {
-                    "spec_id": spec.spec_id,
-                    "spec": dataclasses.asdict(spec),
-                    "files": {name: sha256(part / name) for name in FILES},
-                    "moments": {name: moment.step for name, moment in run.moments.items()},
-                    **circumstances,
-                }
-                (part / "record.json").write_text(json.dumps(record | {"sha256": _digest(record)}, indent=1))
-                for name in (*FILES, "record.json"):
+                for name, content in files.items():
+                    (part / name).write_bytes(content)
                     sync(part / name)
+                if target.exists() and CHECKPOINT in files and not (target / CHECKPOINT).exists():
+                    shutil.rmtree(target)
                 try:
                     part.rename(target)
                     sync(self.runs)
@@ -111,56 +129,47 @@ class Store:
             finally:
                 shutil.rmtree(part, ignore_errors=True)
 
-    def record(self, spec_id: str, *, deep: bool = True) -> dict[str, Any]:
-        """A run's record, once it and (if `deep`) every file it names has been found whole.
-
-        Raises `Broken`, which names the file.
-        """
-        directory = self.runs / spec_id
-        path = directory / "record.json"
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            whole = isinstance(record, dict) and record.get("sha256") == _digest(record)
-        except (OSError, ValueError, RecursionError):
-            whole = False
-        if not whole:
-            raise Broken(f"{path} is missing or damaged")
-        if record["spec_id"] != spec_id:
-            raise Broken(f"{path} is damaged: it is the record of another run, {record['spec_id']}")
-        for name in FILES if deep else ():
-            file = directory / name
-            if not file.exists() or sha256(file) != record["files"][name]:
-                raise Broken(f"{file} is missing or damaged: it does not match its checksum")
-        return dict(record)
-
-    def spec_ids(self) -> list[str]:
-        """The address of every run there is, in order."""
-        return sorted(p.name for p in self.runs.glob("*") if p.is_dir() and not p.name.startswith("."))
-
-    def damage(self) -> list[str]:
-        """Every damaged run or table, one sentence each."""
-        found = []
-        for spec_id in self.spec_ids():
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Wait for, then be, the only process that changes the tables or moves what is damaged."""
+        if self._locked:
+            yield
+            return
+        with locked(self.root / ".lock"):
+            self._locked = True
             try:
-                self.record(spec_id)
-            except Broken as broken:
-                found.append(str(broken))
-        if (self.root / "manifest.json").exists():
-            for name in TABLES:
-                try:
-                    self.table(name)
-                except Broken as broken:
-                    found.append(str(broken))
-        return found
+                yield
+            finally:
+                self._locked = False
+
+    def write_tables(self, runs: pl.DataFrame, curves: pl.DataFrame, circumstances: dict[str, Any]) -> None:
+        """Both tables, then the manifest that vouches for them and accounts for their runs' shards."""
+        with self.writing():
+            shards = self.shards(set(runs["spec_id"]) if len(runs) else ())
+            self.tables.write(runs, curves, shards, **circumstances)
 
     def set_aside(self, spec_id: str) -> Path:
         """Move a damaged run out of the way, so that it is trained anew; nothing is deleted."""
+        return self._aside(self.runs / spec_id)
+
+    def _aside(self, path: Path) -> Path:
         aside = self.root / "damaged"
         with explained(aside):
             aside.mkdir(parents=True, exist_ok=True)
-            target = next(p for n in range(10**6) if not (p := aside / f"{spec_id}.{n}").exists())
-            (self.runs / spec_id).rename(target)
+            target = next(p for n in range(10**6) if not (p := aside / f"{path.name}.{n}").exists())
+            path.rename(target)
         return target
+
+    def set_tables_aside(self) -> dict[str, str]:
+        """Move damaged tables and checkpoints out of the way; one sentence for each, by its name."""
+        with self.writing():
+            said = self.tables.damage()
+            for name in said:
+                if name.startswith("checkpoints/"):
+                    self.tables.without_checkpoint(Path(name).stem)
+                if (self.root / name).exists():
+                    said[name] += f"; it was set aside as {self._aside(self.root / name)}"
+        return said
 
     def sweep(self) -> None:
         """Remove what interrupted writers of this machine left behind."""
@@ -169,49 +178,111 @@ class Store:
             if not (owner.isdigit() and alive(int(owner))):
                 shutil.rmtree(part, ignore_errors=True)
 
+    # --- Checking
+
+    def record(self, spec_id: str, *, deep: bool = True) -> dict[str, Any]:
+        """The record of a run that has a directory, once it and (if `deep`) every file it names is found whole.
+
+        Raises `Broken`, which names the file.
+        """
+        directory = self.runs / spec_id
+        path = directory / RECORD
+        record = read_json(path)
+        if record is None:
+            raise Broken(f"{path} is missing or damaged")
+        if record["spec_id"] != spec_id:
+            raise Broken(f"{path} is damaged: it is the record of another run, {record['spec_id']}")
+        settings = accounts.settings([accounts.of_record(record)])[spec_id]
+        if address(settings) != spec_id:
+            raise Broken(f"{path} is damaged: its settings are those of another run, {address(settings)}")
+        for name, expected in record["files"].items() if deep else ():
+            file = directory / name
+            if not file.exists() or sha256(file) != expected:
+                raise Broken(f"{file} is missing or damaged: it does not match its checksum")
+        return record
+
+    def damage(self) -> list[str]:
+        """Every damaged run, table or checkpoint, one sentence each."""
+        found = []
+        for spec_id in self.directories():
+            try:
+                self.record(spec_id)
+            except Broken as broken:
+                found.append(str(broken))
+        return found + list(self.tables.damage().values())
+
+    # --- Reading
+
     def moments(self, spec_ids: Iterable[str]) -> pl.DataFrame:
-        """Measures of these runs at every moment, joined with their specs."""
-        frames = []
-        for spec_id in spec_ids:
+        """Measures of these runs at every moment, joined with their specs. Raises `Broken` where a run is missing."""
+
+        def directory(spec_id: str) -> pl.DataFrame:
             spec = {k: pl.lit(v).alias(k) for k, v in self.record(spec_id)["spec"].items()}
-            frames.append(pl.read_parquet(self.runs / spec_id / FILES[0]).with_columns(**spec))
-        return pl.concat(frames, how="vertical_relaxed") if frames else pl.DataFrame()
+            return pl.read_parquet(self.runs / spec_id / MOMENTS).with_columns(**spec)
+
+        def table() -> pl.DataFrame:  # a run stands there once a study
+            rows = self.tables.table(RUNS).unique(("spec_id", "moment"), keep="first", maintain_order=True)
+            return rows.drop("study", "arm", strict=False)
+
+        return self._gathered(spec_ids, directory, table)
 
     def curves(self, spec_ids: Iterable[str]) -> pl.DataFrame:
-        frames = [pl.read_parquet(self.runs / spec_id / FILES[1]) for spec_id in spec_ids]
-        return pl.concat(frames, how="vertical_relaxed") if frames else pl.DataFrame()
+        """What these runs looked like at every step looked at. Raises `Broken` where a run is missing."""
+
+        def directory(spec_id: str) -> pl.DataFrame:
+            self.record(spec_id)
+            return pl.read_parquet(self.runs / spec_id / CURVE)
+
+        return self._gathered(spec_ids, directory, lambda: self.tables.table(CURVES))
+
+    def _gathered(
+        self,
+        spec_ids: Iterable[str],
+        directory: Callable[[str], pl.DataFrame],
+        table: Callable[[], pl.DataFrame],
+    ) -> pl.DataFrame:
+        """Rows of these runs in their order, each from its directory if it has one, else from the tables."""
+        ids = list(dict.fromkeys(spec_ids))
+        tabled = self._tabled_only(ids)
+        frames = [directory(spec_id) for spec_id in ids if spec_id not in tabled]
+        if tabled:
+            frames.append(table().filter(pl.col("spec_id").is_in(list(tabled))))
+        if not frames:
+            return pl.DataFrame()
+        order = pl.DataFrame({"spec_id": ids})
+        rows = pl.concat(frames, how="diagonal_relaxed")
+        return order.join(rows, on="spec_id", maintain_order="left_right")
+
+    def _tabled_only(self, spec_ids: Iterable[str]) -> set[str]:
+        without = [i for i in spec_ids if not (self.runs / i).exists()]
+        return set(without) & self.tabled().keys() if without else set()
+
+    def shards(self, spec_ids: Iterable[str]) -> list[Shard]:
+        """Who trained these runs: see `shards`."""
+        ids = set(spec_ids)
+        tabled = self._tabled_only(ids)
+        own = [accounts.of_record(self.record(spec_id, deep=False)) for spec_id in ids - tabled]
+        return accounts.joined(own + (accounts.of_runs(self.tables.shards(), tabled) if tabled else []))
+
+    def checkpoint_file(self, spec_id: str) -> Path | None:
+        """A run's parameters, found whole; None where none are stored. Raises `Broken`."""
+        if (self.runs / spec_id).exists() and CHECKPOINT in self.record(spec_id)["files"]:
+            return self.runs / spec_id / CHECKPOINT
+        return self.tables.file(checkpoint_name(spec_id)) if spec_id in self.tables.checkpoints() else None
 
     def checkpoint(self, spec_id: str, moment: str) -> Parameters:
         """One model's parameters at a moment. Raises `UserError` where the run or the moment is not there."""
-        record = self.record(spec_id)
-        if moment not in record["moments"]:
-            raise UserError(f"run {spec_id} has no moment '{moment}'; it has {', '.join(record['moments'])}")
-        tensors = load_file(self.runs / spec_id / FILES[2])
-        return {n.removeprefix(f"{moment}/"): t for n, t in tensors.items() if n.startswith(f"{moment}/")}
+        from safetensors.torch import load_file
 
-    def write_tables(self, runs: pl.DataFrame, curves: pl.DataFrame, circumstances: dict[str, Any]) -> None:
-        """Both tables, then the manifest that vouches for them."""
-        for name, frame in zip(TABLES, (runs, curves), strict=True):
-            write_bytes(self.root / name, parquet(frame))
-        manifest = {
-            "files": {name: sha256(self.root / name) for name in TABLES},
-            "packages": {name: version(name) for name in PACKAGES},
-            "runs": runs["spec_id"].n_unique() if len(runs) else 0,
-            **circumstances,
-        }
-        write_json(self.root / "manifest.json", manifest)
+        path = self.checkpoint_file(spec_id)
+        if path is None:
+            self.moments([spec_id])  # a run that is not there at all is said to be missing
+            raise UserError(f"run {spec_id} was stored without its parameters")
+        if moment not in kept(path):
+            raise UserError(f"run {spec_id} has no parameters of '{moment}'; it has {', '.join(kept(path))}")
+        tensors = load_file(path)
+        return {n.removeprefix(f"{moment}/"): t for n, t in tensors.items() if n.startswith(f"{moment}/")}
 
     def table(self, name: str) -> pl.DataFrame:
         """A table, if it is what the manifest says. Raises `Broken`, which says how to get it back."""
-        path = self.root / name
-        again = f"`sparsity-moves train --profile {self.root.name}` writes it anew"
-        try:
-            manifest = json.loads((self.root / "manifest.json").read_text(encoding="utf-8"))
-            expected = manifest["files"][name]
-        except (OSError, ValueError, KeyError, TypeError):
-            raise Broken(f"{self.root / 'manifest.json'} is missing or damaged; {again}") from None
-        if not path.exists():
-            raise Broken(f"{path} is missing; {again}")
-        if sha256(path) != expected:
-            raise Broken(f"{path} is damaged: it does not match its checksum in the manifest; {again}")
-        return pl.read_parquet(path)
+        return self.tables.table(name)

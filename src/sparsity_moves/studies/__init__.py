@@ -6,7 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from sparsity_moves.store import Store
+from sparsity_moves.errors import UserError
+from sparsity_moves.store import Store, Taken
+from sparsity_moves.store import merge as merge_pack
+from sparsity_moves.store.shards import seconds as training_seconds
 from sparsity_moves.studies import engine, redistribution, sweep
 from sparsity_moves.studies.arms import ARMS, arm
 from sparsity_moves.studies.study import Results, Study, results, seeds, tables
@@ -34,28 +37,43 @@ def every(profile: Profile) -> list[Study]:
     return [module.study(profile) for modules in CHAPTERS.values() for module in modules]
 
 
-def run(study: Study) -> Results:
+def run(study: Study, *, moment: str | None = None) -> Results:
     """Train what the store misses of a study, then give its tables.
+
+    Where a `moment` is named, the runs' parameters then are wanted too (tables alone do not hold them).
 
     Progress is shown in a terminal and in JupyterLab, not while the book is built: it would end up in the page.
     """
     where = store(study.profile)
-    engine.run(study.specs, where, quiet="SPARSITY_MOVES_DATA_DIR" in os.environ)
+    engine.run(study.specs, where, moment=moment, quiet="SPARSITY_MOVES_DATA_DIR" in os.environ)
     return results(study, where)
 
 
 def write_tables(profile: Profile) -> None:
-    """runs.parquet, curves.parquet and manifest.json of a profile, from its stored runs."""
+    """runs.parquet, curves.parquet and manifest.json of a profile, from what is stored of its studies."""
     where = store(profile)
-    runs, curves = tables(every(profile), where)
-    records = [where.record(spec_id, deep=False) for spec_id in sorted(set(runs["spec_id"]))]
-    circumstances: dict[str, Any] = {
-        "devices": sorted({r["device"] for r in records}),
-        "training_seconds": round(sum(r["shard_seconds"] / r["shard_models"] for r in records), 1),
-        "peak_bytes": max((r["peak_bytes"] or 0 for r in records), default=0) or None,
-        "source_commit": source_commit(),
-    }
-    where.write_tables(runs, curves, circumstances)
+    with where.writing():
+        runs, curves = tables(every(profile), where)
+        shards = where.shards(set(runs["spec_id"]))
+        circumstances: dict[str, Any] = {
+            "devices": sorted({s["device"] for s in shards}),
+            "training_seconds": round(training_seconds(shards), 1),
+            "peak_bytes": max((s["peak_bytes"] or 0 for s in shards), default=0) or None,
+            "source_commit": source_commit(),
+        }
+        where.write_tables(runs, curves, circumstances)
+
+
+def merge(profile: Profile, folder: Path) -> Taken:
+    """Bring the runs of a pack into a profile's tables. Raises `UserError` where they do not belong there."""
+    foreign = {s["profile"] for s in Store(folder).settings().values()} - {profile}
+    if foreign:
+        raise UserError(
+            f"{folder} holds runs of the profile {min(foreign)}, not {profile}; nothing was taken"
+        )
+    taken = merge_pack(store(profile), folder)
+    write_tables(profile)
+    return taken
 
 
 def source_commit() -> str | None:
@@ -80,6 +98,7 @@ __all__ = [
     "arm",
     "engine",
     "every",
+    "merge",
     "redistribution",
     "results",
     "run",

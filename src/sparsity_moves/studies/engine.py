@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -32,6 +32,7 @@ from sparsity_moves.errors import UserError
 from sparsity_moves.measures import measure
 from sparsity_moves.model import count
 from sparsity_moves.store import Broken, Store
+from sparsity_moves.store.tables import checkpoint_name
 from sparsity_moves.training import Spec, train
 
 STACK = {"cpu": 4, "cuda": 64}
@@ -76,21 +77,28 @@ def shards(specs: Iterable[Spec], stack: int) -> list[Shard]:
     return sorted(cut, key=lambda shard: -shard.cost)
 
 
-def missing(specs: Sequence[Spec], store: Store) -> tuple[list[Spec], list[str]]:
-    """Runs to train, and one sentence for each stored run that was damaged and has been set aside."""
-    todo, said = [], []
+def missing(specs: Sequence[Spec], store: Store, moment: str | None = None) -> tuple[list[Spec], list[str]]:
+    """Runs to train, and one sentence for each damaged thing that has been set aside for it.
+
+    Where a `moment` is named, a run whose parameters then are not stored is to be trained too.
+    """
+    lost = store.set_tables_aside() if store.tables.damage() else {}
+    todo, said = [], list(lost.values())
     for spec in dict.fromkeys(specs):
-        if store.has(spec):
+        if (store.runs / spec.spec_id).exists():
             try:
                 store.record(spec.spec_id)
-                continue
             except Broken as broken:
                 aside = store.set_aside(spec.spec_id)
                 said.append(f"{broken}; the run was set aside as {aside} and is trained again")
-        elif (store.runs / spec.spec_id).exists():
-            aside = store.set_aside(spec.spec_id)
-            said.append(f"{store.runs / spec.spec_id} has no record; it was set aside as {aside}")
-        todo.append(spec)
+                todo.append(spec)
+                continue
+        if (
+            not store.has(spec)
+            or (moment and not store.has(spec, moment))
+            or checkpoint_name(spec.spec_id) in lost
+        ):
+            todo.append(spec)
     return todo, said
 
 
@@ -128,7 +136,7 @@ def _prepare(heard: Any, parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _work(number: int, shard: Shard, store: Store, device: str) -> int:
+def _work(number: int, shard: Shard, store: Store, device: str, checkpoints: Collection[str] | None) -> int:
     """Train, measure and store one shard."""
     started = time.perf_counter()
     told = time.monotonic()
@@ -151,7 +159,7 @@ def _work(number: int, shard: Shard, store: Store, device: str) -> int:
         "peak_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None,
     }
     for run, row in zip(runs, rows, strict=True):
-        store.save(run, row, circumstances)
+        store.save(run, row, circumstances, checkpoints)
     return number
 
 
@@ -175,9 +183,20 @@ def run(
     *,
     workers: int | None = None,
     stack: int | None = None,
+    checkpoints: Collection[str] | None = None,
+    moment: str | None = None,
     quiet: bool = False,
 ) -> int:
     """Train what is missing among `specs`; gives how many runs were trained.
+
+    Args:
+        specs: the runs that are wanted.
+        store: where they are looked for and put.
+        workers: processes at once; as many as there are cores or GPUs unless given.
+        stack: models a fleet, at most; `STACK` unless given.
+        checkpoints: moments whose parameters are kept; all of them unless given.
+        moment: one whose parameters are wanted: a run that is stored without them is trained again.
+        quiet: no progress.
 
     Shows progress with the time left, unless quiet. Raises `UserError` where a worker dies or the disk refuses;
     whatever finished before is kept, and the next call goes on from there.
@@ -185,7 +204,7 @@ def run(
     if workers is not None and workers < 1:
         raise UserError(f"training needs at least one worker, not {workers}")
     store.sweep()
-    todo, said = missing(specs, store)
+    todo, said = missing(specs, store, moment)
     for sentence in said:
         print(sentence, file=sys.stderr)
     if not todo:
@@ -214,7 +233,7 @@ def run(
     with bar, ProcessPoolExecutor(workers, context, _prepare, (heard, os.getpid())) as pool:
         task = bar.add_task("", total=total, text="starting")
         pending: set[Future[int]] = {
-            pool.submit(_work, i, shard, store, device) for i, shard in enumerate(queue)
+            pool.submit(_work, i, shard, store, device, checkpoints) for i, shard in enumerate(queue)
         }
         try:
             while pending:

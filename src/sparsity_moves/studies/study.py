@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import polars as pl
@@ -49,6 +49,10 @@ def seeds(number: int) -> tuple[int, ...]:
     return (SEEDS + tuple(more))[:number]
 
 
+FIRST = ("spec_id", "study", "task", "arm", "seed", "moment", "step")
+"""The columns that a table of moments begins with."""
+
+
 def named(study: Study) -> pl.DataFrame:
     return pl.DataFrame(
         {
@@ -67,13 +71,20 @@ def results(study: Study, store: Store) -> Results:
     curves = curves.join(
         moments.select("spec_id", "seed", "task").unique(), on="spec_id", maintain_order="left"
     )
-    first = ("spec_id", "study", "task", "arm", "seed", "moment", "step")
-    return Results(study, moments.select(*first, pl.exclude(first)), curves)
+    return Results(study, moments.select(*FIRST, pl.exclude(FIRST)), curves)
 
 
-def tables(studies: Iterator[Study] | list[Study], store: Store) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """runs.parquet and curves.parquet of all studies; a curve stands once, whichever studies show its run."""
-    every = [results(study, store) for study in studies]
-    runs = pl.concat([r.moments for r in every], how="vertical_relaxed")
-    ids = sorted(set(runs["spec_id"]))
-    return runs, store.curves(ids)
+def tables(studies: Iterable[Study], store: Store) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """runs.parquet and curves.parquet: what is stored of all studies, and runs that only the old tables hold.
+
+    The latter have no study and no arm. A curve stands once, whichever studies show its run.
+    """
+    names = pl.concat([named(study) for study in studies])
+    names = names.filter(pl.col("spec_id").is_in(store.spec_ids()))
+    others = sorted(store.tabled().keys() - set(names["spec_id"]))
+    names = pl.concat(
+        [names, pl.DataFrame({"spec_id": others}, schema={"spec_id": pl.String})], how="diagonal"
+    )
+    ids = sorted(set(names["spec_id"]))
+    moments = names.join(store.moments(ids), on="spec_id", maintain_order="left_right")
+    return moments.select(*FIRST, pl.exclude(FIRST)), store.curves(ids)
