@@ -21,7 +21,7 @@ from sparsity_moves.model.routing import Routing
 
 NONE, RELU, SILU, GELU = 0, 1, 2, 3
 CODES = {"none": NONE, "relu": RELU, "silu": SILU, "gelu": GELU}
-TILE = 2048
+TILE = 1024
 """Hidden units a program holds at once."""
 OPEN, SHUT, WEIGHED = 0, 1, 2
 """Gates: every block open; 0 or 1; any number, with a gradient of its own."""

@@ -14,7 +14,7 @@ def summed_product(x: Float[Tensor, "M N I"], d: Float[Tensor, "M N O"]) -> Floa
     """xᵀ d. A long sum with few outputs leaves most of a GPU idle, so it is cut into a few that are added up."""
     models, tokens = x.shape[:2]
     tiles = models * triton.cdiv(x.shape[2], 128) * triton.cdiv(d.shape[2], 128)
-    wanted = min(8, 264 // tiles, tokens // 1024)
+    wanted = min(8, 264 // tiles, tokens // 1024) if tiles <= 64 else 1
     parts = max((n for n in range(1, wanted + 1) if tokens % n == 0), default=1)
     if parts == 1:
         return x.transpose(1, 2) @ d
