@@ -129,16 +129,15 @@ def forward(
         answer = asked if last else everywhere
         needed = tuple(sorted({*answer, *balance_positions}))
 
-        hidden = later(needed, len(everywhere), tokens.device) if task.causal else None
         weight = p[name + "attention.qkv"]
         if number == 0 and by_table:
             projected = normalise(p, "0.attention.norm", table) @ weight
-            query, key, value = projected.unflatten(-1, (3, architecture.heads, -1)).unbind(2)
             asking = pick(index, needed, everywhere)
-            heads, pattern = attend_by_table(query, key, value, asking, index, hidden)
+            heads, pattern = attend_by_table(projected, architecture.heads, asking, index, task.causal)
         else:
             projected = per_token(normalise(p, name + "attention.norm", residual), weight)
             query, key, value = projected.unflatten(-1, (3, architecture.heads, -1)).unbind(3)
+            hidden = later(needed, len(everywhere), tokens.device) if task.causal else None
             pattern = attention_pattern(pick(query, needed, everywhere), key, hidden)
             pattern = edited(name + "pattern", pattern)
             heads = mix(pattern, value)
