@@ -9,13 +9,14 @@ rows of eight costs more than all of an attention's products.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from sparsity_moves.model.feedforward import alike
 
 Heads = Float[Tensor, "M B P H K"]
 Pattern = Float[Tensor, "M B H P T"]
@@ -26,7 +27,10 @@ def rows(table: Float[Tensor, "M S ..."], index: Int[Tensor, "M B P"]) -> Float[
     models, size = table.shape[:2]
     shift = torch.arange(0, models * size, size, device=index.device).view(-1, 1, 1)
     flat = table.reshape(models * size, -1)
-    return F.embedding(index + shift, flat).view(*index.shape, *table.shape[2:])
+    place = index + shift
+    if place.is_cuda:  # where an index_select's gradient is summed in any order; an embedding's is not
+        return F.embedding(place, flat).view(*index.shape, *table.shape[2:])
+    return flat.index_select(0, place.flatten()).view(*index.shape, *table.shape[2:])
 
 
 def later(positions: tuple[int, ...], length: int, device: torch.device) -> Bool[Tensor, "P T"]:
@@ -47,17 +51,6 @@ def attention_pattern(
 def mix(pattern: Pattern, value: Float[Tensor, "M B T H K"]) -> Heads:
     """Each head's values, weighted by its pattern."""
     return (pattern @ value.transpose(2, 3)).transpose(2, 3)
-
-
-def alike(f: Callable[[Tensor], Tensor], x: Tensor, models: int) -> Tensor:
-    """f of every element or column, with the same rounding however many models there are along that axis.
-
-    Vector loops round differently in the few elements that do not fill a register; where one model's elements
-    do not end with a full one, each model gets a loop of its own.
-    """
-    if x.shape[models:].numel() // x.shape[models] % 64 == 0:
-        return f(x)
-    return torch.stack([f(one) for one in x.unbind(models)], models)
 
 
 def in_order(x: Float[Tensor, "T ..."]) -> Float[Tensor, ...]:
@@ -88,16 +81,15 @@ class _Table(torch.autograd.Function):
             mask.masked_fill_(position > position[:, None], -torch.inf)
         table = torch.baddbmm(mask, query, key.transpose(1, 2))  # (H·M, S, S)
         first = torch.arange(0, models * size, size, device=seen.device).view(-1, 1, 1)
-        place = (asking + first).flatten(0, 1) * size + seen.flatten(0, 1).T.contiguous()[
-            ..., None
-        ]  # (T, M·B, P)
+        by_position = seen.flatten(0, 1).T.contiguous()[..., None]  # (T, M·B, 1)
+        place = (asking + first).flatten(0, 1) * size + by_position  # (T, M·B, P)
         place = place.reshape(1, -1).expand(heads, -1)
         scores = table.view(heads, -1).gather(1, place).view(heads, -1, models, sequences * wanted)
         pattern = alike(lambda x: x.softmax(1), scores, 2).view(heads, -1, models * sequences, wanted)
-        row = (
-            torch.arange(heads, device=seen.device).view(-1, 1, 1, 1) * models * size + first + seen
-        ).flatten()
-        values = value.flatten(0, 1).index_select(0, row).view(heads, models * sequences, -1, value.shape[-1])
+        row = (seen + first).flatten()
+        of_head = torch.arange(0, len(value) * size, models * size, device=row.device)[:, None]
+        values = value.flatten(0, 1).index_select(0, (row + of_head).flatten())
+        values = values.view(heads, models * sequences, -1, value.shape[-1])
         mixed = values.new_empty(heads, models * sequences, wanted, values.shape[-1])
         for h in range(heads):
             torch.bmm(pattern[h].permute(1, 2, 0), values[h], out=mixed[h])
@@ -110,23 +102,24 @@ class _Table(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         query, key, values, place, row, pattern = ctx.saved_tensors
         heads, _, _, width = values.shape
-        size = query.shape[1]
+        models, size = len(query) // heads, query.shape[1]
         upstream = gradients[0].permute(3, 0, 1, 2, 4).reshape(heads, *pattern.shape[2:], width)
         d_pattern = upstream.flatten(0, 1) @ values.flatten(0, 1).transpose(1, 2)
         d_pattern = d_pattern.unflatten(0, (heads, -1)).permute(3, 0, 1, 2).contiguous()  # (T, H, M·B, P)
         d_pattern *= pattern.transpose(0, 1)
         d_scores = d_pattern.sub_(pattern.transpose(0, 1) * in_order(d_pattern)).transpose(0, 1)
-        d_table = values.new_zeros(heads, len(query) // heads * size * size)
+        d_table = values.new_zeros(heads, models * size * size)
         d_table = d_table.scatter_add_(1, place, d_scores.reshape(heads, -1)).view(-1, size, size)
         d_values = torch.empty_like(values)
         for h in range(heads):
             torch.bmm(pattern[h].transpose(0, 1), upstream[h], out=d_values[h])
-        d_split = values.new_empty(3, *query.shape)
-        torch.bmm(d_table, key, out=d_split[0]).mul_(ctx.scale)
-        torch.bmm(d_table.transpose(1, 2), query, out=d_split[1])
-        d_split[2].zero_().view(-1, width).index_add_(0, row, d_values.view(-1, width))
-        d_projected = d_split.unflatten(1, (heads, -1)).permute(2, 3, 0, 1, 4).flatten(2)
-        return d_projected, None, None, None, None
+        d_value = values.new_zeros(models * size, heads * width)
+        d_value.index_add_(0, row, d_values.permute(1, 2, 0, 3).reshape(len(row), -1))
+        d_projected = values.new_empty(models, size, 3, heads, width)
+        for part, d in enumerate(((d_table @ key).mul_(ctx.scale), d_table.transpose(1, 2) @ query)):
+            d_projected[:, :, part] = d.view(heads, models, size, width).permute(1, 2, 0, 3)
+        d_projected[:, :, 2] = d_value.view(models, size, heads, width)
+        return d_projected.flatten(2), None, None, None, None
 
 
 def attend_by_table(

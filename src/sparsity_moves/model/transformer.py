@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +25,8 @@ from sparsity_moves.model.routing import Routing, balance_loss, by_hash, by_scor
 Edit = Callable[[Tensor], Tensor]
 """Takes what a component computed, gives what is used in its place; the shape stays."""
 
-Kernel = Callable[[FeedForward, Parameters, str, Tensor, Routing], Tensor]
-"""The FFN's output from its settings, the parameters and their prefix, x (M, N, D) and the routing."""
+Kernel = Callable[[FeedForward, Parameters, str, Tensor, Any], Tensor]
+"""The FFN's output from its settings, the parameters and their prefix, x (M, N, D) and the routing, if any."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Layer:
     """Each head's mixture of values, before the output matrix."""
     attention: Float[Tensor, "M B R D"]
     hidden: Float[Tensor, "M B R W"] | None
-    """The FFN's hidden units h, before any gate; None where a kernel computed only the open ones."""
+    """The FFN's hidden units h, before any gate; None where a kernel computed the output."""
     routing: Routing | None
     """Gates at the R positions; None where every block is open."""
     ffn: Float[Tensor, "M B R D"]
@@ -96,8 +97,8 @@ def forward(
 
     `positions` are those to answer at (the task's read-outs unless given). `edits` maps a component's name
     (see `components`) to a function of its output. With `balance_positions` the trace carries the balance loss
-    over the tokens there, which costs attention at positions that may not be read out. A `kernel` computes an
-    MoE's output in place of the masked form; it takes no edits of hidden units or gates.
+    over the tokens there, which costs attention at positions that may not be read out. A `kernel` computes the
+    FFN's output in place of the masked form; it takes no edits of hidden units or gates.
 
     Raises `UserError` for an edit of a component that the model does not have.
     """
@@ -157,11 +158,11 @@ def forward(
                 balance = balance + balance_loss(ffn, routing.at(balance_positions, needed))
             routing = routing.at(answer, needed)
             routing = routing._replace(gates=edited(name + "gates", routing.gates))
-        residual = pick(residual, answer, needed)
+        normed, residual = stream is not residual, pick(residual, answer, needed)
         shape = residual.shape[1:3]
-        flat = pick(stream, answer, needed).flatten(1, 2)
+        flat = (pick(stream, answer, needed) if normed else residual).flatten(1, 2)
         units = None
-        if kernel is not None and routing is not None:
+        if kernel is not None:
             output = kernel(ffn, p, name + "ffn.", flat, routing)
         else:
             units = edited(name + "hidden", hidden_units(ffn, p, name + "ffn.", flat).unflatten(1, shape))

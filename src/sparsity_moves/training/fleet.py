@@ -83,9 +83,9 @@ class Fleet:
         )
         wanted = self.spec.balance_weight and self.spec.balance_positions == "all"
         positions = range(self.architecture.task.length) if wanted else self.architecture.task.read_out
-        # With half the blocks open or more, sorting costs more than it saves; on a GPU the loop over experts would.
-        sparse = 2 * self.spec.top_k < self.spec.experts and self.device.type == "cpu"
-        self.kernel = open_experts if sparse else None
+        # With half the blocks open or more, sorting costs more than it saves; on a GPU the loop over groups would.
+        by_hand = self.spec.router == "none" or 2 * self.spec.top_k < self.spec.experts
+        self.kernel = open_experts if by_hand and self.device.type == "cpu" else None
         self.balance_positions = tuple(positions) if self.spec.balance_weight else ()
 
     def loss(self, tokens: Tensor, targets: Tensor) -> tuple[Float[Tensor, " M"], Float[Tensor, " M"]]:
