@@ -22,7 +22,8 @@ def choose(architecture: Architecture, device: torch.device) -> Kernels:
 
         return triton.KERNELS
     # With half the blocks open or more, sorting costs more than it saves.
-    return Kernels(feed_forward=open_experts) if 2 * ffn.top_k < ffn.experts else REFERENCE
+    by_hand = ffn.router == "none" or 2 * ffn.top_k < ffn.experts
+    return Kernels(feed_forward=open_experts) if by_hand else REFERENCE
 
 
 def cross_entropy(trace: Trace, targets: Int[Tensor, "M B R"]) -> Float[Tensor, "M B R"]:

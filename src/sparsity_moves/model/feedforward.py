@@ -27,24 +27,25 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def activate(name: str, x: Float[Tensor, "M N W"]) -> Float[Tensor, "M N W"]:
-    """φ, with the same rounding however many models there are.
+def alike(function: Callable[[Tensor], Tensor], x: Tensor, models: int = 0) -> Tensor:
+    """The function of x with the same rounding however many models there are along that axis.
 
     Vector loops round differently in the few elements that do not fill a register; where one model's elements
     do not end with a full one, each model gets a loop of its own.
     """
-    if x[0].numel() % 64 == 0:
-        return ACTIVATIONS[name](x)
-    return torch.stack([ACTIVATIONS[name](one) for one in x])
+    if x.shape[models + 1 :].numel() % 64 == 0:
+        return function(x)
+    return torch.stack([function(one) for one in x.unbind(models)], models)
 
 
 def hidden_units(
     ffn: FeedForward, p: Parameters, name: str, x: Float[Tensor, "M N D"]
 ) -> Float[Tensor, "M N W"]:
     """h: every hidden unit of every expert, before any gate."""
+    activation = ACTIVATIONS[ffn.activation]
     if ffn.gated:
-        return activate(ffn.activation, x @ p[name + "w_in"]) * (x @ p[name + "w_up"])
-    return activate(ffn.activation, torch.baddbmm(p[name + "b_in"][:, None], x, p[name + "w_in"]))
+        return alike(activation, x @ p[name + "w_in"]) * (x @ p[name + "w_up"])
+    return alike(activation, torch.baddbmm(p[name + "b_in"][:, None], x, p[name + "w_in"]))
 
 
 def combine(

@@ -48,7 +48,7 @@ def by_score(ffn: FeedForward, router: Float[Tensor, "M D E"], x: Float[Tensor, 
     would blow up what is left; so the division is left out. The Switch gate p (Fedus et al. 2021) has no such hole.
     """
     # Experts come before tokens while we compute: a softmax along the last axis of a few is slow on a CPU.
-    scores = router.transpose(1, 2) @ x.flatten(1, 2).transpose(1, 2)  # (M, E, N)
+    scores = (x.flatten(1, 2) @ router).transpose(1, 2).contiguous()  # (M, E, N)
     probabilities = scores.softmax(1).transpose(1, 2).unflatten(1, x.shape[1:3])
     best = scores.transpose(1, 2).unflatten(1, x.shape[1:3]).topk(ffn.top_k, dim=-1).indices
     chosen = torch.zeros_like(probabilities).scatter_(-1, best, 1.0)

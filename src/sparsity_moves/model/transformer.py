@@ -60,7 +60,7 @@ class Layer:
     """Each head's mixture of values, before the output matrix."""
     attention: Float[Tensor, "M B R D"]
     hidden: Float[Tensor, "M B R W"] | None
-    """The FFN's hidden units h, before any gate; None where a kernel computed only the open ones."""
+    """The FFN's hidden units h, before any gate; None where a kernel computed the output."""
     routing: Routing | None
     """Gates at the R positions; None where every block is open."""
     ffn: Float[Tensor, "M B R D"]
@@ -172,19 +172,16 @@ def forward(
             projected = normalise(p, "0.attention.norm", table) @ weight  # (M, T·V, 3D)
         else:
             projected = per_token(normalise(p, name + "attention.norm", residual), weight)
-        by_kernel = kernels.attend is not None and neighbours(needed) and name + "pattern" not in edits
-        hidden = later(needed, len(everywhere), tokens.device) if task.causal and not by_kernel else None
         pattern = None
-        if kernels.attend is not None and by_kernel:
+        if kernels.attend is not None and neighbours(needed) and name + "pattern" not in edits:
             which, flat = (index, projected) if from_table else (None, projected.flatten(1, 2))
             heads = kernels.attend(flat, which, needed, len(everywhere), architecture.heads, task.causal)
         elif from_table:
-            query, key, value = projected.unflatten(-1, (3, architecture.heads, -1)).unbind(2)
-            heads, pattern = attend_by_table(
-                query, key, value, pick(index, needed, everywhere), index, hidden
-            )
+            asking = pick(index, needed, everywhere)
+            heads, pattern = attend_by_table(projected, architecture.heads, asking, index, task.causal)
         else:
             query, key, value = projected.unflatten(-1, (3, architecture.heads, -1)).unbind(3)
+            hidden = later(needed, len(everywhere), tokens.device) if task.causal else None
             pattern = attention_pattern(pick(query, needed, everywhere), key, hidden)
             pattern = edited(name + "pattern", pattern)
             heads = mix(pattern, value)

@@ -1,8 +1,9 @@
 """Attention over short sequences: one program holds a few sequences, for one head.
 
 Very short ones (modular addition's three tokens) are multiplied out element by element. From eight tokens on, a
-few sequences together are one product, of which the blocks on the diagonal are wanted. Queries, keys and values are either every token's own or, in the first layer, rows of small tables that an index
-points into; the tables stay in the cache, so that attention reads its index and writes its mixtures.
+few sequences together are one product, of which the blocks on the diagonal are wanted. Queries, keys and values
+are either every token's own or, in the first layer, rows of small tables that an index points into; the tables
+stay in the cache, so that attention reads its index and writes its mixtures.
 """
 
 from __future__ import annotations
