@@ -15,6 +15,7 @@ from rich.table import Table
 from sparsity_moves import studies
 from sparsity_moves.errors import UserError
 from sparsity_moves.store import export
+from sparsity_moves.studies.engine import EngineName
 from sparsity_moves.training import Profile
 
 Moment = Literal["first_best", "grokked", "final"]
@@ -27,14 +28,25 @@ class Train:
 
     profile: Profile = "laptop"
     workers: int | None = None
-    """Processes at once; as many as there are cores unless given."""
+    """Shards in training at once; as many as there are cores or GPUs unless given."""
+    engine: EngineName = "local"
+    """Processes of this machine, or workers of a Ray cluster (needs the extra `ray`)."""
+    address: str | None = None
+    """Of a Ray cluster that is running (`auto`, or host and port); one is started here unless given."""
     checkpoints: tuple[Moment, ...] = MOMENTS
     """Moments whose parameters are kept; none where the option is given alone."""
 
     def run(self) -> int:
         where = studies.store(self.profile)
         specs = list(dict.fromkeys(spec for study in studies.every(self.profile) for spec in study.specs))
-        trained = studies.engine.run(specs, where, workers=self.workers, checkpoints=self.checkpoints)
+        trained = studies.engine.run(
+            specs,
+            where,
+            engine=self.engine,
+            address=self.address,
+            workers=self.workers,
+            checkpoints=self.checkpoints,
+        )
         studies.write_tables(self.profile)
         print(f"{trained} models trained, {len(specs) - trained} were there already; tables in {where.root}")
         return 0
