@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sparsity_moves.kernels import open_experts
-from sparsity_moves.model import FeedForward, Parameters, Routing, forward, stack
+from sparsity_moves.model import REFERENCE, FeedForward, Kernels, Parameters, Routing, forward, stack
 from sparsity_moves.model.feedforward import combine, hidden_units
 from sparsity_moves.studies import arm
 from sparsity_moves.training import Fleet, Spec
@@ -42,9 +42,9 @@ def test_open_experts_give_the_masked_forms_outputs_and_gradients(spec: Spec) ->
     floats = [tensor for tensor in p.values() if tensor.is_floating_point()]
     inputs = spec.task_object.evaluation(0, 50).tokens[:50].expand(3, -1, -1)
     found = []
-    for kernel in (None, open_experts):
+    for kernels in (REFERENCE, Kernels(feed_forward=open_experts)):
         everywhere = tuple(range(spec.task_object.length)) if spec.balance_weight else ()
-        trace = forward(spec.architecture, p, inputs, balance_positions=everywhere, kernel=kernel)
+        trace = forward(spec.architecture, p, inputs, balance_positions=everywhere, kernels=kernels)
         weight = torch.linspace(-1, 1, trace.logits.numel(), dtype=torch.double).view_as(trace.logits)
         loss = (trace.logits * weight).sum() + trace.balance.sum()
         gradients = torch.autograd.grad(loss, floats, allow_unused=True, materialize_grads=True)
@@ -79,7 +79,7 @@ def test_the_kernel_rounds_the_same_in_any_stack(spec: Spec) -> None:
     for size in (1, 4):
         specs = [dataclasses.replace(spec, seed=seed) for seed in range(size)]
         fleet = Fleet(specs)
-        assert (fleet.kernel is open_experts) == (2 * spec.top_k < spec.experts)
+        assert (fleet.kernels.feed_forward is open_experts) == (2 * spec.top_k < spec.experts)
         for _, batch in zip(range(10), batches(specs, fleet.device), strict=False):
             fleet.step(*batch)
         ends.append(fleet.flat[0])

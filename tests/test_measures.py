@@ -13,7 +13,7 @@ from sparsity_moves.measures.attribution import attention_share, correct_logit_t
 from sparsity_moves.measures.routing import router_nmi
 from sparsity_moves.model import Architecture, FeedForward, forward, stack
 from sparsity_moves.studies import arm
-from sparsity_moves.tasks import Addition, Histogram, Sequences, generator
+from sparsity_moves.tasks import Addition, Histogram, Sequences, generator, stacked
 from sparsity_moves.training import accuracy, correct, train
 
 SYMBOLS = 5
@@ -76,7 +76,7 @@ def planted(where: str) -> tuple[dict[str, torch.Tensor], Sequences]:
 def the_answer_is_in(component: str, where: str) -> None:
     """The claim of a component ablation: without `component` nothing is left, without the other nothing is lost."""
     parameters, sequences = planted(where)
-    left = component_ablation(PLANTED, parameters, [sequences], [SEED])
+    left = component_ablation(PLANTED, parameters, stacked([sequences]), [SEED])
     other = {"ffn": "attention", "attention": "ffn"}[component]
     for how in ("no", "mean"):
         assert left[f"{how}_{component}_accuracy"].item() == pytest.approx(0.2, abs=1e-12)
@@ -88,7 +88,7 @@ class TestPlantedCircuits:
     @pytest.mark.parametrize("where", ["attention", "ffn"])
     def test_the_planted_network_answers_everything(self, where):
         parameters, sequences = planted(where)
-        assert accuracy(correct(PLANTED, parameters, [sequences])).item() == 1
+        assert accuracy(correct(PLANTED, parameters, stacked([sequences]))).item() == 1
 
     @pytest.mark.parametrize("where", ["attention", "ffn"])
     def test_the_ablation_finds_where_the_answer_is(self, where):
@@ -114,22 +114,22 @@ class TestPlantedCircuits:
         parameters, sequences = planted(where)
         order = torch.randperm(50, generator=generator(SEED, "resample"))
         shared = (sequences.targets == sequences.targets[order]).double().mean().item()
-        left = component_ablation(PLANTED, parameters, [sequences], [SEED])
+        left = component_ablation(PLANTED, parameters, stacked([sequences]), [SEED])
         assert left[f"resample_{where}_accuracy"].item() == pytest.approx(shared, abs=1e-12)
         assert 0.05 < shared < 0.5
 
     @pytest.mark.parametrize(("where", "share"), [("attention", 1.0), ("ffn", 0.0)])
     def test_logit_attribution_gives_the_whole_answer_to_its_component(self, where, share):
         parameters, sequences = planted(where)
-        assert attention_share(PLANTED, parameters, [sequences]) == [share]
+        assert attention_share(PLANTED, parameters, stacked([sequences])) == [share]
 
     def test_two_models_of_a_fleet_are_told_apart(self):
         parameters, sequences = zip(planted("attention"), planted("ffn"), strict=True)
         both = {name: torch.cat([p[name] for p in parameters]) for name in parameters[0]}
-        left = component_ablation(PLANTED, both, list(sequences), [SEED, SEED])
+        left = component_ablation(PLANTED, both, stacked(list(sequences)), [SEED, SEED])
         assert left["no_ffn_accuracy"].tolist() == pytest.approx([1.0, 0.2])
         assert left["no_attention_accuracy"].tolist() == pytest.approx([0.2, 1.0])
-        assert attention_share(PLANTED, both, list(sequences)) == [1.0, 0.0]
+        assert attention_share(PLANTED, both, stacked(list(sequences))) == [1.0, 0.0]
 
     def test_a_mean_keeps_what_is_the_same_for_every_input(self):
         """Where the answer needs a constant that attention writes, zeroing breaks the model and the mean does not."""
@@ -137,7 +137,7 @@ class TestPlantedCircuits:
         parameters["0.attention.out_bias"][0, 20] = 1
         parameters["0.ffn.w_in"][0, 20, :5] = 1
         parameters["0.ffn.b_in"][0, :5] = -1  # a unit needs its symbol and attention's constant
-        left = component_ablation(PLANTED, parameters, [sequences], [SEED])
+        left = component_ablation(PLANTED, parameters, stacked([sequences]), [SEED])
         assert left["no_attention_accuracy"].item() == pytest.approx(0.2)
         assert left["mean_attention_accuracy"].item() == 1
         assert left["resample_attention_accuracy"].item() == 1
@@ -166,13 +166,15 @@ class TestOneDigitAddition:
 
     def test_attention_adds_and_the_ffn_does_not_matter(self):
         every = self.task.everything()
-        left = component_ablation(self.architecture, self.parameters(), [every], [SEED])
-        assert accuracy(correct(self.architecture, self.parameters(), [every])).item() == 1
+        left = component_ablation(self.architecture, self.parameters(), stacked([every]), [SEED])
+        assert accuracy(correct(self.architecture, self.parameters(), stacked([every]))).item() == 1
         assert left["no_ffn_accuracy"].item() == 1
 
     def test_without_attention_a_token_answers_itself(self):
         """At EOS that is never right; the ones digit is its own overflow for 4 + 7 = 11 alone: 1 of 20."""
-        left = component_ablation(self.architecture, self.parameters(), [self.task.everything()], [SEED])
+        left = component_ablation(
+            self.architecture, self.parameters(), stacked([self.task.everything()]), [SEED]
+        )
         assert left["no_attention_accuracy"].item() == pytest.approx(1 / 20)
 
     def test_the_final_eos_does_not_count(self):
@@ -180,7 +182,7 @@ class TestOneDigitAddition:
         every = self.task.everything()
         predicted = forward(self.architecture, self.parameters(), every.tokens[None]).logits[0].argmax(-1)
         assert not (predicted[:, 2] == every.targets[:, 2]).any()
-        assert correct(self.architecture, self.parameters(), [every]).shape == (1, 10, 2)
+        assert correct(self.architecture, self.parameters(), stacked([every])).shape == (1, 10, 2)
 
 
 class TestLogitAttribution:
@@ -201,7 +203,7 @@ class TestLogitAttribution:
         terms = correct_logit_terms(architecture, p, trace, targets)
         whole = trace.logits.gather(-1, targets[..., None])[..., 0]
         assert float((sum(terms.values()) - whole).abs().max()) < 1e-11
-        share = attention_share(architecture, p, every)
+        share = attention_share(architecture, p, stacked(every))
         scored = list(architecture.task.scored)
         for m in range(2):
             a, f = (float(terms[n][m][:, scored].abs().mean()) for n in ("attention", "ffn"))
@@ -210,7 +212,7 @@ class TestLogitAttribution:
     def test_it_is_not_defined_for_two_layers(self):
         spec = arm("dense", "smoke", "add7", 1, depth=2)
         p = stack([spec.architecture.initialise(1)])
-        assert attention_share(spec.architecture, p, [spec.task_object.evaluation(1, 0)]) == [None]
+        assert attention_share(spec.architecture, p, stacked([spec.task_object.evaluation(1, 0)])) == [None]
 
 
 class TestRouterInformation:
@@ -231,7 +233,7 @@ class TestRouterInformation:
         else:
             p["0.ffn.router"][0, :5] = torch.eye(5)[ARRANGED]
         tokens = balanced()
-        (nmi,) = router_nmi(self.architecture, p, [Sequences(tokens, tokens, operations)])
+        (nmi,) = router_nmi(self.architecture, p, stacked([Sequences(tokens, tokens, operations)]))
         return nmi
 
     def test_it_is_one_where_the_expert_is_the_operation(self):
@@ -260,7 +262,7 @@ class TestRouterInformation:
 
     def test_there_is_none_without_experts(self):
         parameters, sequences = planted("ffn")
-        assert router_nmi(PLANTED, parameters, [sequences]) == [None]
+        assert router_nmi(PLANTED, parameters, stacked([sequences])) == [None]
 
 
 @pytest.mark.parametrize("task", ["add7", "modular_addition", "histogram"])

@@ -108,6 +108,9 @@ def test_a_moment_that_is_not_there_is_refused(store, trained):
 # --- Addresses ------------------------------------------------------------------------------------------------------
 
 CHANGED = {
+    "frozen": "attention",
+    "precision": "tf32",
+    "train_below": 3,
     "profile": "laptop", "seed": 2, "d_model": 64, "heads": 2, "depth": 2, "norm": "rms", "width": 128, "experts": 2,
     "top_k": 2, "router": "frozen", "gate": "switch", "gated": True, "activation": "relu", "steps": 7, "batch": 5,
     "pool": 3, "redraw_every": 2, "learning_rate": 2e-3, "decay": 2, "weight_decay": 0.5, "beta1": 0.8, "beta2": 0.98,

@@ -13,6 +13,7 @@ import reference
 from sparsity_moves.errors import UserError
 from sparsity_moves.measures import measure
 from sparsity_moves.studies import ARMS, arm
+from sparsity_moves.tasks import stacked
 from sparsity_moves.training import Spec, fleet, settings, train
 from sparsity_moves.training.data import batches
 from sparsity_moves.training.fleet import Fleet
@@ -253,7 +254,7 @@ def test_grokking_is_judged_on_held_out_pairs_only():
     (run,) = train([spec])
     pairs = spec.task_object.evaluation(spec.seed, 0)
     parameters = {n: t[None] for n, t in run.moments["final"].parameters.items()}
-    right = fleet.correct(spec.architecture, parameters, [pairs])[0, :, 0]
+    right = fleet.correct(spec.architecture, parameters, stacked([pairs]))[0, :, 0]
     held_out, known = right[pairs.held_out].double().mean(), right[~pairs.held_out].double().mean()
     assert run.curve["test_accuracy"][-1] == pytest.approx(float(held_out), abs=1e-12)
     assert float(known) > 0.7 > float(held_out)
@@ -337,6 +338,7 @@ def test_the_learning_rate_falls_over_the_last_steps_to_zero():
     models = Fleet([spec])
     rates = []
     for _ in range(10):
-        rates.append(models.learning_rate())
+        models.set_learning_rate()
+        rates.append(models.optimiser.param_groups[0]["lr"])
         models.steps_done += 1
     assert rates == [1.0] * 7 + [0.75, 0.5, 0.25]

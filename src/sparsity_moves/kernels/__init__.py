@@ -1,5 +1,39 @@
-"""The same gate as `model.feedforward`, computed only where it is not zero."""
+"""Faster forms of the model's pieces: on a CPU only the open experts, on a GPU fused passes (`kernels.triton`)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from sparsity_moves.kernels.grouped import open_experts
+from sparsity_moves.model import REFERENCE, Architecture, Kernels
 
-__all__ = ["open_experts"]
+
+def choose(architecture: Architecture, device: torch.device) -> Kernels:
+    """The fastest forms that fit the model and the device."""
+    ffn = architecture.ffn
+    if device.type == "cuda":
+        d_head = architecture.d_head
+        if d_head & (d_head - 1) or architecture.d_model % 16:
+            return REFERENCE
+        from sparsity_moves.kernels import triton
+
+        return triton.KERNELS
+    # With half the blocks open or more, sorting costs more than it saves.
+    return Kernels(feed_forward=open_experts) if 2 * ffn.top_k < ffn.experts else REFERENCE
+
+
+def cross_entropy(logits: Float[Tensor, "M B R C"], targets: Int[Tensor, "M B R"]) -> Float[Tensor, "M B R"]:
+    """-log softmax(logits)[target] of every answer."""
+    if logits.is_cuda:
+        from sparsity_moves.kernels import triton
+
+        return triton.cross_entropy(logits, targets)
+    # Classes before answers: a softmax along the last axis of a dozen is slow on a CPU.
+    classes_first = logits.flatten(1, 2).transpose(1, 2).contiguous()
+    return F.cross_entropy(classes_first, targets.flatten(1), reduction="none").view(targets.shape)
+
+
+__all__ = ["choose", "cross_entropy", "open_experts"]

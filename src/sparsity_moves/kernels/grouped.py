@@ -59,12 +59,13 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, segments: Segments) 
 
 
 def open_experts(
-    ffn: FeedForward, p: Parameters, name: str, x: Float[Tensor, "M N D"], routing: Routing
+    ffn: FeedForward, p: Parameters, name: str, x: Float[Tensor, "M N D"], routing: Routing | None
 ) -> Float[Tensor, "M N D"]:
     """The FFN's output from the open experts alone; equal to the masked form up to rounding.
 
     `routing` is of the N tokens, (M, B, R, E) with N = B·R.
     """
+    assert routing is not None, "without a router every block is open"
     gates, chosen = routing.gates.flatten(1, 2), routing.chosen.flatten(1, 2)
     models, tokens, k = *x.shape[:2], ffn.top_k
     expert = chosen.topk(k, dim=-1).indices  # (M, N, k)

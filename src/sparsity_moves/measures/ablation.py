@@ -54,14 +54,14 @@ def _constant(instead: Tensor, _: Tensor) -> Tensor:
 
 @torch.no_grad()
 def component_ablation(
-    architecture: Architecture, parameters: Parameters, sequences: list[Sequences], seeds: list[int]
+    architecture: Architecture, parameters: Parameters, sequences: Sequences, seeds: list[int]
 ) -> dict[str, Float[Tensor, " M"]]:
     """Per-token accuracy of every model without its attention or its FFN, three ways each.
 
     add-7: teacher-forced, mean over the output digits, all inputs. Modular addition: all pairs. Histogram: the
     evaluation sequences (Smithline & Mascioli 2026, component ablation).
     """
-    trace = forward(architecture, parameters, torch.stack([s.tokens for s in sequences]))
+    trace = forward(architecture, parameters, sequences.tokens)
     ways: tuple[tuple[Replacement, str], ...] = (("zero", "no"), ("mean", "mean"), ("resample", "resample"))
     components: tuple[Component, ...] = ("ffn", "attention")
     columns = {}

@@ -37,7 +37,7 @@ def correct_logit_terms(
 
 @torch.no_grad()
 def attention_share(
-    architecture: Architecture, parameters: Parameters, sequences: list[Sequences]
+    architecture: Architecture, parameters: Parameters, sequences: Sequences
 ) -> list[float | None]:
     """|attention| / (|attention| + |FFN|) of the correct logit, embedding left out (as the authors' code does).
 
@@ -45,9 +45,9 @@ def attention_share(
     outputs exist at other positions too, so the share is None there.
     """
     if architecture.depth > 1:
-        return [None] * len(sequences)
-    trace = forward(architecture, parameters, torch.stack([s.tokens for s in sequences]))
-    terms = correct_logit_terms(architecture, parameters, trace, torch.stack([s.targets for s in sequences]))
+        return [None] * len(sequences.tokens)
+    trace = forward(architecture, parameters, sequences.tokens)
+    terms = correct_logit_terms(architecture, parameters, trace, sequences.targets)
     scored = list(architecture.task.scored)
     attention, ffn = (terms[name][:, :, scored].abs().double().mean((1, 2)) for name in ("attention", "ffn"))
     share: list[float | None] = (attention / (attention + ffn)).tolist()

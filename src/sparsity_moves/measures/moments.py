@@ -10,10 +10,8 @@ from sparsity_moves.measures.ablation import component_ablation
 from sparsity_moves.measures.attribution import attention_share
 from sparsity_moves.measures.routing import router_nmi
 from sparsity_moves.model import count, stack
-from sparsity_moves.training import Run, accuracy, correct, exact_match
+from sparsity_moves.training import MOMENTS, Run, accuracy, correct, exact_match, held_out_accuracy
 from sparsity_moves.training.data import evaluation
-
-MOMENTS = ("first_best", "grokked", "final")
 
 
 def measure(runs: list[Run], device: torch.device | str = "cpu") -> list[list[dict[str, Any]]]:
@@ -31,18 +29,11 @@ def measure(runs: list[Run], device: torch.device | str = "cpu") -> list[list[di
         }
         sequences = evaluation(specs, device)
         right = correct(architecture, parameters, sequences)
-        held_out = [s.held_out for s in sequences]
-        match specs[0].task:
-            case "modular_addition":
-                test: list[float | None] = [
-                    float(accuracy(r[h][None])[0])
-                    for r, h in zip(right, held_out, strict=True)
-                    if h is not None
-                ]
-            case "histogram":  # evaluation sequences are drawn apart from any pool
-                test = accuracy(right).tolist()
-            case _:  # add-7 trains on every input there is
-                test = [None] * len(there)
+        test: list[float | None] = [None] * len(there)
+        if sequences.held_out is not None:
+            test = list(held_out_accuracy(right, sequences.held_out).tolist())
+        elif specs[0].has_test:  # evaluation sequences are drawn apart from any pool
+            test = list(accuracy(right).tolist())
         columns = {
             "accuracy": accuracy(right).tolist(),
             "exact_match": exact_match(right).tolist(),

@@ -11,7 +11,7 @@ from sparsity_moves.tasks import Sequences
 
 @torch.no_grad()
 def router_nmi(
-    architecture: Architecture, parameters: Parameters, sequences: list[Sequences]
+    architecture: Architecture, parameters: Parameters, sequences: Sequences
 ) -> list[float | None]:
     """Normalised mutual information of expert and operation, over all scored read-outs; None without experts.
 
@@ -19,13 +19,13 @@ def router_nmi(
     router's value, not zero: position alone already tells much about the operation.
     """
     if architecture.ffn.router == "none":
-        return [None] * len(sequences)
-    trace = forward(architecture, parameters, torch.stack([s.tokens for s in sequences]))
+        return [None] * len(sequences.tokens)
+    trace = forward(architecture, parameters, sequences.tokens)
     routing = trace.layers[-1].routing
     assert routing is not None
     scored = list(architecture.task.scored)
     expert = routing.gates.argmax(-1)[:, :, scored].cpu()
     return [
-        float(normalized_mutual_info_score(s.operations[:, scored].cpu().flatten(), e.flatten()))
-        for s, e in zip(sequences, expert, strict=True)
+        float(normalized_mutual_info_score(o.flatten(), e.flatten()))
+        for o, e in zip(sequences.operations[:, :, scored].cpu(), expert, strict=True)
     ]

@@ -68,16 +68,17 @@ def by_hash(
     dtype: torch.dtype = torch.float32,
 ) -> Routing:
     """The expert of each position from a fixed random table, for `positions` only."""
-    at = list(positions)
+    everywhere = tuple(range(tokens.shape[-1]))
     if architecture.ffn.router == "hash":
-        expert = table.gather(1, tokens[:, :, at].flatten(1)).view(*tokens.shape[:2], len(at))
+        expert = table.gather(1, tokens.flatten(1)).view_as(tokens)
+        expert = pick(expert, positions, everywhere)
     else:
         place = torch.arange(tokens.shape[-1], device=tokens.device)
         vocabulary = architecture.task.vocabulary
         code = table.flatten(1).gather(1, (place * vocabulary + tokens).flatten(1)).view_as(tokens)
         # A bidirectional position sees every token; its own code, counted twice, tells positions apart.
         seen = code.cumsum(-1) if architecture.task.causal else code.sum(-1, keepdim=True) + code
-        expert = seen[:, :, at] % architecture.ffn.experts
+        expert = pick(seen, positions, everywhere) % architecture.ffn.experts
     gates = torch.nn.functional.one_hot(expert, architecture.ffn.experts).to(dtype)
     return Routing(gates, gates, None)
 

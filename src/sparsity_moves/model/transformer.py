@@ -24,16 +24,30 @@ from sparsity_moves.model.routing import Routing, balance_loss, by_hash, by_scor
 Edit = Callable[[Tensor], Tensor]
 """Takes what a component computed, gives what is used in its place; the shape stays."""
 
-Kernel = Callable[[FeedForward, Parameters, str, Tensor, Routing], Tensor]
-"""The FFN's output from its settings, the parameters and their prefix, x (M, N, D) and the routing."""
+
+@dataclass(frozen=True)
+class Kernels:
+    """Faster forms of single pieces, which take no edits inside them; None is the reference."""
+
+    lookup: Callable[[Tensor, Tensor, tuple[int, ...]], Tensor] | None = None
+    """Table (M, S, D), index (M, B, T), neighbouring positions: rows (M, B, P, D)."""
+    attend: Callable[[Tensor, Tensor | None, tuple[int, ...], int, int, bool], Tensor] | None = None
+    """Queries, keys and values (M, S, 3D) of table rows or tokens, index, neighbouring positions, length, heads,
+    causal: mixtures (M, B, P, H, K)."""
+    by_score: Callable[[FeedForward, Tensor, Tensor], Routing] = by_score
+    feed_forward: Callable[[FeedForward, Parameters, str, Tensor, Routing | None], Tensor] | None = None
+    """The FFN's output from its settings, the parameters and their prefix, x (M, N, D) and the routing."""
+
+
+REFERENCE = Kernels()
 
 
 @dataclass(frozen=True)
 class Layer:
     """What one layer computed, at the R positions it was asked for."""
 
-    pattern: Float[Tensor, "M B H R T"]
-    """Attention weights."""
+    pattern: Float[Tensor, "M B H R T"] | None
+    """Attention weights; None where a kernel kept them to itself."""
     heads: Float[Tensor, "M B R H K"]
     """Each head's mixture of values, before the output matrix."""
     attention: Float[Tensor, "M B R D"]
@@ -73,6 +87,11 @@ def normalise(p: Parameters, name: str, x: Float[Tensor, "M ... D"]) -> Float[Te
     return F.rms_norm(x, x.shape[-1:]) * scale
 
 
+def neighbours(positions: tuple[int, ...]) -> bool:
+    """Whether the positions follow one another."""
+    return positions == tuple(range(positions[0], positions[0] + len(positions)))
+
+
 def per_token(
     x: Float[Tensor, "M B P I"], weight: Float[Tensor, "M I O"], bias: Float[Tensor, "M O"] | None = None
 ) -> Float[Tensor, "M B P O"]:
@@ -90,14 +109,14 @@ def forward(
     edits: Mapping[str, Edit] | None = None,
     positions: tuple[int, ...] | None = None,
     balance_positions: tuple[int, ...] = (),
-    kernel: Kernel | None = None,
+    kernels: Kernels = REFERENCE,
 ) -> Trace:
     """Run M models on B sequences each.
 
     `positions` are those to answer at (the task's read-outs unless given). `edits` maps a component's name
     (see `components`) to a function of its output. With `balance_positions` the trace carries the balance loss
-    over the tokens there, which costs attention at positions that may not be read out. A `kernel` computes an
-    MoE's output in place of the masked form; it takes no edits of hidden units or gates.
+    over the tokens there, which costs attention at positions that may not be read out. `kernels` compute single
+    pieces in place of the reference, wherever no edit reaches inside them.
 
     Raises `UserError` for an edit of a component that the model does not have.
     """
@@ -121,7 +140,11 @@ def forward(
     by_table = not {"embedding", "0.pattern"} & set(edits)
     short = architecture.depth == 1 and by_table  # then nobody looks at the stream at other positions
     held = tuple(sorted({*asked, *balance_positions})) if short else everywhere
-    embedding = residual = edited("embedding", rows(table, pick(index, held, everywhere)))  # (M, B, P, D)
+    if kernels.lookup is not None and neighbours(held):
+        embedding = kernels.lookup(table, index, held)
+    else:
+        embedding = rows(table, pick(index, held, everywhere))
+    embedding = residual = edited("embedding", embedding)  # (M, B, P, D)
     layers = []
     for number in range(architecture.depth):
         name = f"{number}."
@@ -129,15 +152,24 @@ def forward(
         answer = asked if last else everywhere
         needed = tuple(sorted({*answer, *balance_positions}))
 
-        hidden = later(needed, len(everywhere), tokens.device) if task.causal else None
         weight = p[name + "attention.qkv"]
-        if number == 0 and by_table:
-            projected = normalise(p, "0.attention.norm", table) @ weight
-            query, key, value = projected.unflatten(-1, (3, architecture.heads, -1)).unbind(2)
-            asking = pick(index, needed, everywhere)
-            heads, pattern = attend_by_table(query, key, value, asking, index, hidden)
+        from_table = number == 0 and by_table
+        if from_table:
+            projected = normalise(p, "0.attention.norm", table) @ weight  # (M, T·V, 3D)
         else:
             projected = per_token(normalise(p, name + "attention.norm", residual), weight)
+        by_kernel = kernels.attend is not None and neighbours(needed) and name + "pattern" not in edits
+        hidden = later(needed, len(everywhere), tokens.device) if task.causal and not by_kernel else None
+        pattern = None
+        if kernels.attend is not None and by_kernel:
+            which, flat = (index, projected) if from_table else (None, projected.flatten(1, 2))
+            heads = kernels.attend(flat, which, needed, len(everywhere), architecture.heads, task.causal)
+        elif from_table:
+            query, key, value = projected.unflatten(-1, (3, architecture.heads, -1)).unbind(2)
+            heads, pattern = attend_by_table(
+                query, key, value, pick(index, needed, everywhere), index, hidden
+            )
+        else:
             query, key, value = projected.unflatten(-1, (3, architecture.heads, -1)).unbind(3)
             pattern = attention_pattern(pick(query, needed, everywhere), key, hidden)
             pattern = edited(name + "pattern", pattern)
@@ -151,7 +183,7 @@ def forward(
         routing = None
         if ffn.router != "none":
             if ffn.scores:
-                routing = by_score(ffn, p[name + "ffn.router"], stream)
+                routing = kernels.by_score(ffn, p[name + "ffn.router"], stream)
             else:
                 routing = by_hash(architecture, p[name + "ffn.hash"], tokens, needed, stream.dtype)
             if balance_positions:
@@ -162,8 +194,8 @@ def forward(
         shape = residual.shape[1:3]
         flat = pick(stream, answer, needed).flatten(1, 2)
         units = None
-        if kernel is not None and routing is not None:
-            output = kernel(ffn, p, name + "ffn.", flat, routing)
+        if kernels.feed_forward is not None and name + "hidden" not in edits:
+            output = kernels.feed_forward(ffn, p, name + "ffn.", flat, routing)
         else:
             units = edited(name + "hidden", hidden_units(ffn, p, name + "ffn.", flat).unflatten(1, shape))
             gates = None if routing is None else routing.gates.flatten(1, 2)
@@ -171,11 +203,8 @@ def forward(
         output = edited(name + "ffn", output.unflatten(1, shape))
         residual = residual + output
         there = (answer, needed)
-        layers.append(
-            Layer(
-                pick(pattern, *there, 3), pick(heads, *there), pick(attention, *there), units, routing, output
-            )
-        )
+        seen = None if pattern is None else pick(pattern, *there, 3)
+        layers.append(Layer(seen, pick(heads, *there), pick(attention, *there), units, routing, output))
     unembed = p["embed"].transpose(1, 2) if task.tied else p["unembed"]
     logits = per_token(normalise(p, "norm", residual), unembed)
     return Trace(pick(embedding, asked, held), tuple(layers), residual, logits, balance)

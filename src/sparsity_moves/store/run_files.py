@@ -36,7 +36,7 @@ def parquet(frame: pl.DataFrame) -> bytes:
 
 
 def address(settings: dict[str, Any]) -> str:
-    """The spec_id of a spec's settings and protocol, as `Spec.spec_id` computes it."""
+    """The spec_id of a spec's settings and protocol (`Spec.canonical`), as `Spec.spec_id` computes it."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -66,7 +66,7 @@ def encode(
         files[CHECKPOINT] = save(tensors, {"spec": spec.canonical})
     record = {
         "spec_id": spec.spec_id,
-        "protocol": json.loads(spec.canonical)["protocol"],
+        "settings": json.loads(spec.canonical),
         "spec": dataclasses.asdict(spec),
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         "moments": {name: moment.step for name, moment in run.moments.items()},

@@ -1,7 +1,8 @@
 """Who trained what, and for how long: the manifest's account of every shard, whichever day or device it ran on.
 
 A shard is `{shape, settings, runs, ...circumstances}`: the spec_id that its runs have at seed 0, the settings that
-they share (with the protocol), and spec_id to seed. So the manifest alone gives every run's settings exactly, and
+they share (with the protocol; defaults left out), and spec_id to seed. So the manifest alone gives every run's
+settings exactly, and
 its address can be computed again from them. A shard of which only some runs are here keeps its whole time and
 number of models: a run's part of the time is `shard_seconds / shard_models`.
 """
@@ -15,12 +16,12 @@ from typing import Any
 from sparsity_moves.store.run_files import address
 
 Shard = dict[str, Any]
-ABOUT_ONE_RUN = ("spec_id", "protocol", "spec", "files", "moments", "sha256")
+ABOUT_ONE_RUN = ("spec_id", "settings", "spec", "files", "moments", "sha256")
 
 
 def of_record(record: dict[str, Any]) -> Shard:
     """The account of one run's record."""
-    settings = {"protocol": record.get("protocol", 1), **record["spec"]}
+    settings = dict(record["settings"])
     seed = settings.pop("seed")
     return {
         "shape": address({**settings, "seed": 0}),

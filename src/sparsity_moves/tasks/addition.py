@@ -19,11 +19,13 @@ class Addition(Task):
 
     The sequence is the input's digits, EOS, the output's digits, EOS. The model reads all but the last EOS
     under a causal mask, and predicts the output digits and that EOS (teacher forcing). Every batch is drawn
-    from all inputs: nothing is held out.
+    from all inputs: nothing is held out, unless asked for.
     """
 
     digits: int = 3
     addend: int = 7
+    train_below: int | None = None
+    """Train on inputs whose ones digit is below this, and hold the others out; None trains on all."""
 
     name: ClassVar[str] = "add7"
     causal: ClassVar[bool] = True
@@ -36,6 +38,10 @@ class Addition(Task):
             )
         if not 1 <= self.addend <= 9:
             raise UserError(f"the addend is one digit from 1 to 9, not {self.addend}")
+        if self.train_below is not None and not 1 <= self.train_below <= 9:
+            raise UserError(
+                f"some ones digits are trained on and some are not: 1 to 9, not {self.train_below}"
+            )
 
     @property
     def vocabulary(self) -> int:
@@ -74,10 +80,12 @@ class Addition(Task):
         operations = torch.full((len(numbers), self.digits + 2), -1)
         operations[:, 0] = 0
         operations[:, 1 : self.digits + 1] = torch.where(carry, 1, 2)
-        return Sequences(whole[:, :-1], whole[:, self.digits + 1 :], operations)
+        held_out = None if self.train_below is None else given[:, 0] >= self.train_below
+        return Sequences(whole[:, :-1], whole[:, self.digits + 1 :], operations, held_out)
 
     def training_pool(self, seed: int, draw: int, size: int) -> Sequences:
-        return self.everything()
+        every = self.everything()
+        return every if every.held_out is None else every[~every.held_out]
 
     def evaluation(self, seed: int, size: int) -> Sequences:
         return self.everything()

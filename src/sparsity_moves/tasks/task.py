@@ -25,13 +25,13 @@ def generator(seed: int, *stream: str | int) -> torch.Generator:
 
 @dataclass(frozen=True)
 class Sequences:
-    """N inputs with the answers at the R read-out positions."""
+    """N inputs with the answers at the R read-out positions; a fleet's (`stacked`) have an axis M in front."""
 
-    tokens: Int[Tensor, "N T"]
-    targets: Int[Tensor, "N R"]
-    operations: Int[Tensor, "N R"]
+    tokens: Int[Tensor, "*M N T"]
+    targets: Int[Tensor, "*M N R"]
+    operations: Int[Tensor, "*M N R"]
     """Which operation the answer needs (an index into `Task.operation_names`; -1 where none is asked)."""
-    held_out: Bool[Tensor, " N"] | None = None
+    held_out: Bool[Tensor, "*M N"] | None = None
     """True where training never sees the input; None where the task holds nothing out."""
 
     def __len__(self) -> int:
@@ -40,6 +40,23 @@ class Sequences:
     def __getitem__(self, index: Tensor) -> Sequences:
         held_out = None if self.held_out is None else self.held_out[index]
         return Sequences(self.tokens[index], self.targets[index], self.operations[index], held_out)
+
+    def to(self, device: torch.device | str) -> Sequences:
+        held_out = None if self.held_out is None else self.held_out.to(device)
+        return Sequences(
+            self.tokens.to(device), self.targets.to(device), self.operations.to(device), held_out
+        )
+
+
+def stacked(each: list[Sequences]) -> Sequences:
+    """A fleet's sequences: every tensor with a leading axis M."""
+    held_out = [s.held_out for s in each if s.held_out is not None]
+    return Sequences(
+        torch.stack([s.tokens for s in each]),
+        torch.stack([s.targets for s in each]),
+        torch.stack([s.operations for s in each]),
+        torch.stack(held_out) if held_out else None,
+    )
 
 
 class Task(ABC):

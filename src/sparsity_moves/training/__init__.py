@@ -1,11 +1,12 @@
 """Fleets: many same-shaped models trained as one program."""
 
-from sparsity_moves.training.evaluation import accuracy, correct, exact_match
-from sparsity_moves.training.fleet import Fleet, Moment, Run, no, train
+from sparsity_moves.training.evaluation import accuracy, correct, exact_match, held_out_accuracy
+from sparsity_moves.training.fleet import MOMENTS, Fleet, Moment, Run, no, train
 from sparsity_moves.training.profiles import PROFILES, settings
 from sparsity_moves.training.spec import Profile, Spec, TaskName
 
 __all__ = [
+    "MOMENTS",
     "PROFILES",
     "Fleet",
     "Moment",
@@ -16,6 +17,7 @@ __all__ = [
     "accuracy",
     "correct",
     "exact_match",
+    "held_out_accuracy",
     "no",
     "settings",
     "train",

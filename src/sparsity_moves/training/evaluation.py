@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sparsity_moves.model import Architecture, Parameters, forward
+from sparsity_moves.model import REFERENCE, Architecture, Kernels, Parameters, forward
 from sparsity_moves.model.transformer import Edit
 from sparsity_moves.tasks import Sequences
 
@@ -20,16 +20,18 @@ CHUNK = 4096
 def correct(
     architecture: Architecture,
     parameters: Parameters,
-    sequences: list[Sequences],
+    sequences: Sequences,
     edits: Mapping[str, Edit] | None = None,
+    kernels: Kernels = REFERENCE,
 ) -> Bool[Tensor, "M N R"]:
-    """Whether each answer is right, teacher-forced; only the read-outs that count (`task.scored`)."""
-    tokens = torch.stack([s.tokens for s in sequences])
-    targets = torch.stack([s.targets for s in sequences])
+    """Whether each answer of a fleet (`stacked`) is right, teacher-forced; only the read-outs that count."""
+    tokens, targets = sequences.tokens, sequences.targets
     scored = list(architecture.task.scored)
     chunk = CHUNK if edits is None else tokens.shape[1]  # an edit may speak of all sequences
     right = [
-        forward(architecture, parameters, tokens[:, i : i + chunk], edits=edits).logits.argmax(-1)
+        forward(
+            architecture, parameters, tokens[:, i : i + chunk], edits=edits, kernels=kernels
+        ).logits.argmax(-1)
         == targets[:, i : i + chunk]
         for i in range(0, tokens.shape[1], chunk)
     ]
@@ -44,3 +46,9 @@ def accuracy(right: Bool[Tensor, "M N R"]) -> Float[Tensor, " M"]:
 def exact_match(right: Bool[Tensor, "M N R"]) -> Float[Tensor, " M"]:
     """Share of sequences with every answer right."""
     return right.all(-1).double().mean(1)
+
+
+def held_out_accuracy(right: Bool[Tensor, "M N R"], held_out: Bool[Tensor, "M N"]) -> Float[Tensor, " M"]:
+    """Mean over the sequences that training never saw."""
+    wanted = held_out[:, :, None]
+    return (right & wanted).double().sum((1, 2)) / (wanted.sum((1, 2)) * right.shape[2])

@@ -1,7 +1,8 @@
 """A fleet: many models of one shape, trained as one program.
 
 All models' trained parameters lie in one buffer, a row a model, and so do their gradients. Clipping is then a
-norm a row, and AdamW one call. What a model becomes depends on its spec alone, not on its neighbours.
+norm a row, and AdamW one call. What a model becomes depends on its spec alone, not on its neighbours. On a GPU a
+step is recorded once, as a CUDA graph, and replayed.
 """
 
 from __future__ import annotations
@@ -11,16 +12,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sparsity_moves.kernels import open_experts
+from sparsity_moves import kernels
 from sparsity_moves.model import Parameters, forward, stack
-from sparsity_moves.tasks import Sequences, generator
+from sparsity_moves.tasks import Sequences
 from sparsity_moves.training import data
-from sparsity_moves.training.evaluation import accuracy, correct, exact_match
+from sparsity_moves.training.evaluation import accuracy, correct, exact_match, held_out_accuracy
 from sparsity_moves.training.spec import Spec
+
+MOMENTS = ("first_best", "grokked", "final")
 
 GROKKED = 0.99
 """A model has grokked when its accuracy on held-out pairs passes this (Smithline & Mascioli 2026)."""
@@ -56,37 +58,44 @@ class Fleet:
         self.specs, self.device = specs, torch.device(device)
         self.spec, self.architecture = specs[0], specs[0].architecture
         start = stack([self.architecture.initialise(spec.seed) for spec in specs])
-        names = self.architecture.trained()
-        sizes = [start[name][0].numel() for name in names]
+        names = self.spec.trained()
+        self.names, self.shapes = names, [start[name].shape[1:] for name in names]
+        sizes = [shape.numel() for shape in self.shapes]
         # Rows end with full vector registers, or AdamW would round their last elements by the number of rows.
         self.padding = torch.zeros(len(specs), -sum(sizes) % 64, device=self.device)
         rows = [start[name].flatten(1).to(self.device) for name in names]
         self.flat = torch.cat([*rows, self.padding], dim=1)
         self.gradient = torch.zeros_like(self.flat)
-        self.parameters = {
-            name: tensor.to(self.device) for name, tensor in start.items() if name not in names
-        }
-        offset = 0
-        for name, size in zip(names, sizes, strict=True):
-            view = self.flat[:, offset : offset + size].view(start[name].shape)
-            self.parameters[name] = view.detach().requires_grad_()
-            offset += size
+        self.fixed = {name: tensor.to(self.device) for name, tensor in start.items() if name not in names}
+        self.parameters = {name: view.requires_grad_() for name, view in self.views(self.flat).items()}
         self.trained = [self.parameters[name] for name in names]
+        self.parameters |= self.fixed
         self.flat.grad = self.gradient
         self.steps_done = 0
+        recorded = self.device.type == "cuda"
         self.optimiser = torch.optim.AdamW(
             [self.flat],
-            lr=self.spec.learning_rate,
+            lr=torch.tensor(self.spec.learning_rate, device=self.device)
+            if recorded
+            else self.spec.learning_rate,
             betas=(self.spec.beta1, self.spec.beta2),
             weight_decay=self.spec.weight_decay,
             fused=True,
+            capturable=recorded,
         )
         wanted = self.spec.balance_weight and self.spec.balance_positions == "all"
         positions = range(self.architecture.task.length) if wanted else self.architecture.task.read_out
-        # With half the blocks open or more, sorting costs more than it saves; on a GPU the loop over experts would.
-        sparse = 2 * self.spec.top_k < self.spec.experts and self.device.type == "cpu"
-        self.kernel = open_experts if sparse else None
         self.balance_positions = tuple(positions) if self.spec.balance_weight else ()
+        self.kernels = kernels.choose(self.architecture, self.device)
+        self.recording: _Recording | None = None
+
+    def views(self, flat: Float[Tensor, "M P"]) -> Parameters:
+        """The trained parameters in a buffer like `flat`, by name."""
+        out, offset = {}, 0
+        for name, shape in zip(self.names, self.shapes, strict=True):
+            out[name] = flat[:, offset : offset + shape.numel()].unflatten(1, shape).detach()
+            offset += shape.numel()
+        return out
 
     def loss(self, tokens: Tensor, targets: Tensor) -> tuple[Float[Tensor, " M"], Float[Tensor, " M"]]:
         """Each model's cross-entropy over its read-outs, and the loss it is trained on (with the balance)."""
@@ -95,15 +104,25 @@ class Fleet:
             self.parameters,
             tokens,
             balance_positions=self.balance_positions,
-            kernel=self.kernel,
+            kernels=self.kernels,
         )
-        # Classes before answers: a softmax along the last axis of a dozen is slow on a CPU.
-        logits = trace.logits.flatten(1, 2).transpose(1, 2).contiguous()
-        entropy = F.cross_entropy(logits, targets.flatten(1), reduction="none").mean(1)
+        entropy = kernels.cross_entropy(trace.logits, targets).flatten(1).mean(1)
         return entropy, entropy + self.spec.balance_weight * trace.balance
 
     def step(self, tokens: Tensor, targets: Tensor) -> Float[Tensor, " M"]:
-        """One update; gives each model's cross-entropy before it."""
+        """One update; gives each model's cross-entropy before it (on a GPU, until the next step overwrites it)."""
+        if self.spec.decay:
+            self.set_learning_rate()
+        if self.device.type == "cuda":
+            if self.recording is None:
+                self.recording = _Recording(self, tokens, targets)
+            entropy = self.recording.replay(tokens, targets)
+        else:
+            entropy = self.update(tokens, targets)
+        self.steps_done += 1
+        return entropy
+
+    def update(self, tokens: Tensor, targets: Tensor) -> Float[Tensor, " M"]:
         entropy, loss = self.loss(tokens, targets)
         # A router that nothing trains has the gradient zero.
         gradients = torch.autograd.grad(loss.sum(), self.trained, allow_unused=True, materialize_grads=True)
@@ -111,19 +130,52 @@ class Fleet:
         if self.spec.clip:
             norm = torch.linalg.vector_norm(self.gradient, dim=1, keepdim=True)
             self.gradient.mul_((self.spec.clip / (norm + 1e-6)).clamp(max=1.0))
-        self.optimiser.param_groups[0]["lr"] = self.learning_rate()
         self.optimiser.step()
-        self.steps_done += 1
         return entropy.detach()
 
-    def learning_rate(self) -> float:
+    def set_learning_rate(self) -> None:
         """Constant, then, over the last `decay` steps, falling linearly; it would be zero after the last."""
-        left = self.spec.steps - self.steps_done
-        return self.spec.learning_rate * (min(1.0, left / self.spec.decay) if self.spec.decay else 1.0)
+        group, left = self.optimiser.param_groups[0], self.spec.steps - self.steps_done
+        rate = self.spec.learning_rate * min(1.0, left / self.spec.decay)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
-    def snapshot(self, model: int) -> Parameters:
-        """One model's parameters as they are now."""
-        return {name: tensor[model].detach().cpu().clone() for name, tensor in self.parameters.items()}
+    def snapshot(self, model: int, flat: Float[Tensor, "M P"] | None = None) -> Parameters:
+        """One model's parameters as they are now, or as they are in a copy of `flat`, on the CPU."""
+        every = self.fixed | self.views(self.flat if flat is None else flat)
+        return {name: every[name][model].detach().cpu().clone() for name in self.parameters}
+
+
+class _Recording:
+    """A fleet's step as a CUDA graph: inputs in fixed places, one launch for some hundred kernels."""
+
+    def __init__(self, fleet: Fleet, tokens: Tensor, targets: Tensor) -> None:
+        self.given: tuple[Tensor, Tensor] | None = None
+        self.tokens, self.targets = tokens.clone(), targets.clone()
+        torch.backends.cuda.matmul.allow_tf32 = fleet.spec.precision == "tf32"
+        before = fleet.flat.clone()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # libraries and kernels want to be warm before they are recorded
+            for _ in range(2):
+                fleet.update(self.tokens, self.targets)
+        torch.cuda.current_stream().wait_stream(side)
+        fleet.flat.copy_(before)
+        for value in fleet.optimiser.state[fleet.flat].values():
+            value.zero_()
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.entropy = fleet.update(self.tokens, self.targets)
+
+    def replay(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        if self.given is None or self.given[0] is not tokens or self.given[1] is not targets:
+            self.tokens.copy_(tokens)
+            self.targets.copy_(targets)
+            self.given = tokens, targets
+        self.graph.replay()
+        return self.entropy
 
 
 def no(component: str, depth: int) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -131,34 +183,84 @@ def no(component: str, depth: int) -> dict[str, Callable[[Tensor], Tensor]]:
     return {f"{layer}.{component}": torch.zeros_like for layer in range(depth)}
 
 
-def look(fleet: Fleet, sequences: list[Sequences], step: int) -> tuple[dict[str, Tensor], Tensor]:
-    """The curve's accuracies at this step, and the score by which the first best checkpoint is judged."""
+@torch.no_grad()
+def look(
+    fleet: Fleet, sequences: Sequences, picks: Int[Tensor, "M probe"] | None
+) -> tuple[dict[str, Float[Tensor, " M"]], Float[Tensor, " M"]]:
+    """The curve's accuracies now, and the score by which the first best checkpoint is judged.
+
+    `sequences` are stacked over the models; `picks` are those that the score is judged on, all unless given.
+    """
     architecture, parameters = fleet.architecture, fleet.parameters
-    right = correct(architecture, parameters, sequences)
+
+    def right(edits: dict[str, Callable[[Tensor], Tensor]] | None = None) -> Tensor:
+        return correct(architecture, parameters, sequences, edits, kernels=fleet.kernels)
+
+    whole = right()
     seen = {
-        "accuracy": accuracy(right),
-        "no_ffn_accuracy": accuracy(
-            correct(architecture, parameters, sequences, no("ffn", architecture.depth))
-        ),
-        "no_attention_accuracy": accuracy(
-            correct(architecture, parameters, sequences, no("attention", architecture.depth))
-        ),
+        "accuracy": accuracy(whole),
+        "no_ffn_accuracy": accuracy(right(no("ffn", architecture.depth))),
+        "no_attention_accuracy": accuracy(right(no("attention", architecture.depth))),
     }
-    if sequences[0].held_out is not None:
-        held_out = torch.stack([s.held_out for s in sequences if s.held_out is not None])
-        rows = [accuracy(r[h][None])[0] for r, h in zip(right, held_out, strict=True)]
-        score = seen["test_accuracy"] = torch.stack(rows)
-    elif fleet.spec.task == "histogram":  # evaluation sequences are drawn apart from any pool
+    if sequences.held_out is not None:
+        score = seen["test_accuracy"] = held_out_accuracy(whole, sequences.held_out)
+    elif fleet.spec.has_test:  # evaluation sequences are drawn apart from any pool
         score = seen["test_accuracy"] = seen["accuracy"]
-    elif fleet.spec.probe:
-        picks = [
-            torch.randint(right.shape[1], (fleet.spec.probe,), generator=generator(spec.seed, "probe", step))
-            for spec in fleet.specs
-        ]
-        score = torch.stack([r[i].all(-1).double().mean() for r, i in zip(right, picks, strict=True)])
+    elif picks is not None:
+        score = whole.all(-1).gather(1, picks).double().mean(1)
     else:
-        score = exact_match(right)
+        score = exact_match(whole)
     return seen, score
+
+
+class _Ledger:
+    """What training keeps of a fleet: its curves, and its parameters at the moments, on its own device."""
+
+    columns = ("loss", "accuracy", "test_accuracy", "no_ffn_accuracy", "no_attention_accuracy")
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.fleet = fleet
+        models = len(fleet.specs)
+        self.steps: list[int] = []
+        self.rows: list[Float[Tensor, "columns M"]] = []
+        self.best = torch.full((models,), -math.inf, dtype=torch.double, device=fleet.device)
+        self.at = {name: torch.zeros(models, dtype=torch.long, device=fleet.device) for name in MOMENTS[:2]}
+        self.flat = {name: fleet.flat.clone() for name in MOMENTS[:2]}
+
+    def note(self, step: int, loss: Tensor, seen: dict[str, Tensor], score: Float[Tensor, " M"]) -> None:
+        nothing = torch.full_like(score, math.nan)
+        self.steps.append(step)
+        self.rows.append(
+            torch.stack([loss.double(), *(seen.get(name, nothing) for name in self.columns[1:])])
+        )
+        self.keep("first_best", step, score > self.best)
+        self.best = torch.maximum(self.best, score)
+        if self.fleet.spec.task == "modular_addition":
+            self.keep("grokked", step, (score > GROKKED) & (self.at["grokked"] == 0))
+
+    def keep(self, moment: str, step: int, where: Bool[Tensor, " M"]) -> None:
+        self.at[moment].masked_fill_(where, step)
+        torch.where(where[:, None], self.fleet.flat, self.flat[moment], out=self.flat[moment])
+
+    def runs(self) -> list[Run]:
+        """One a model, with everything on the CPU."""
+        fleet = self.fleet
+        curve = torch.stack(self.rows).cpu()
+        at = {name: steps.tolist() for name, steps in self.at.items()}
+        tests = fleet.spec.has_test
+        runs = []
+        for model, spec in enumerate(fleet.specs):
+            values = {name: curve[:, i, model].tolist() for i, name in enumerate(self.columns)}
+            if not tests:
+                values["test_accuracy"] = [None] * len(self.steps)
+            moments = {
+                name: Moment(at[name][model], fleet.snapshot(model, self.flat[name]))
+                for name in MOMENTS[:2]
+                if at[name][model]
+            }
+            moments["final"] = Moment(self.steps[-1], fleet.snapshot(model))
+            runs.append(Run(spec, {"step": list(self.steps), **values}, moments))
+        return runs
 
 
 def train(
@@ -167,28 +269,14 @@ def train(
     """Train one fleet from nothing to its last step. `progress` hears every step looked at."""
     fleet = Fleet(specs, device)
     sequences = data.evaluation(specs, fleet.device)
-    names = ("step", "loss", "accuracy", "test_accuracy", "no_ffn_accuracy", "no_attention_accuracy")
-    curves: list[Curve] = [{name: [] for name in names} for _ in specs]
-    moments: list[dict[str, Moment]] = [{} for _ in specs]
-    best = [-math.inf] * len(specs)
-    every = fleet.spec.evaluate_every
-    for step, (tokens, targets) in enumerate(data.batches(specs, fleet.device), start=1):
-        loss = fleet.step(tokens, targets)
-        if step % every and step != fleet.spec.steps:
+    ledger = _Ledger(fleet)
+    for step, batch in enumerate(data.batches(specs, fleet.device), start=1):
+        loss = fleet.step(*batch)
+        if step % fleet.spec.evaluate_every and step != fleet.spec.steps:
             continue
-        seen, score = look(fleet, sequences, step)
-        for model, curve in enumerate(curves):
-            curve["step"].append(step)
-            curve["loss"].append(loss[model].item())
-            for name in names[2:]:
-                curve[name].append(seen[name][model].item() if name in seen else None)
-            if score[model].item() > best[model]:
-                best[model] = score[model].item()
-                moments[model]["first_best"] = Moment(step, fleet.snapshot(model))
-            grokked = fleet.spec.task == "modular_addition" and score[model].item() > GROKKED
-            if grokked and "grokked" not in moments[model]:
-                moments[model]["grokked"] = Moment(step, fleet.snapshot(model))
-            if step == fleet.spec.steps:
-                moments[model]["final"] = Moment(step, fleet.snapshot(model))
+        picks = data.probe(specs, step, sequences.tokens.shape[1]) if fleet.spec.probe else None
+        ledger.note(step, loss, *look(fleet, sequences, None if picks is None else picks.to(fleet.device)))
+        if fleet.device.type == "cuda":
+            torch.cuda.synchronize()  # or the progress told would be that of the launches
         progress(step)
-    return [Run(*row) for row in zip(specs, curves, moments, strict=True)]
+    return ledger.runs()

@@ -14,8 +14,11 @@ from sparsity_moves.model import Architecture, FeedForward
 from sparsity_moves.model.architecture import Activation, Gate, Norm, Router
 from sparsity_moves.tasks import TASKS, Task
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Part of every spec_id. Raised when a change to the code changes what a spec's run computes."""
+
+Precision = Literal["fp32", "tf32"]
+Frozen = Literal["none", "attention", "ffn"]
 
 TaskName = Literal["add7", "modular_addition", "histogram"]
 Profile = Literal["smoke", "laptop", "paper"]
@@ -33,6 +36,7 @@ class Spec:
     addend: int | None = None
     modulus: int | None = None
     train_fraction: float | None = None
+    train_below: int | None = None
     alphabet: int | None = None
     symbols: int | None = None
     # the model
@@ -49,6 +53,10 @@ class Spec:
     gated: bool = False
     activation: Activation = "silu"
     # training
+    frozen: Frozen = "none"
+    """A component that keeps its initial weights."""
+    precision: Precision = "fp32"
+    """`tf32` lets a GPU round the factors of its products to ten bits of mantissa; on a CPU it changes nothing."""
     steps: int
     batch: int
     """Sequences a step, drawn with replacement from the pool; 0 is the whole pool, every step."""
@@ -116,7 +124,20 @@ class Spec:
 
     @property
     def canonical(self) -> str:
-        return json.dumps({"protocol": PROTOCOL, **dataclasses.asdict(self)}, sort_keys=True)
+        """The settings that differ from their defaults: one that is new and off changes no run's address."""
+        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        told = {f.name: given[f.name] for f in dataclasses.fields(self) if given[f.name] != f.default}
+        return json.dumps({"protocol": PROTOCOL, **told}, sort_keys=True)
+
+    @property
+    def has_test(self) -> bool:
+        """Whether the run is measured on inputs that it is not trained on."""
+        return self.task != "add7" or self.train_below is not None
+
+    def trained(self) -> list[str]:
+        """Names of the parameters that training may change."""
+        names = self.architecture.trained()
+        return [name for name in names if f".{self.frozen}." not in name]
 
     @property
     def shape(self) -> Spec:

@@ -1,0 +1,114 @@
+"""The GPU's kernels compute what the reference computes. Without a GPU, Triton's interpreter runs them.
+
+The interpreter is chosen when Triton is imported, so these tests run in a process of their own there.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+if DEVICE == "cpu" and not INTERPRETED:
+
+    def test_in_the_interpreter():
+        pytest.importorskip("triton", reason="Triton is there on Linux only")
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
+            env=os.environ | {"TRITON_INTERPRET": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout
+        assert " passed" in done.stdout
+
+else:
+    import torch.nn.functional as F
+
+    from sparsity_moves.kernels import triton as kernels
+    from sparsity_moves.model import REFERENCE, forward, stack
+    from sparsity_moves.model.attention import rows
+    from sparsity_moves.studies import ARMS, arm
+    from sparsity_moves.tasks import generator, stacked
+
+    CASES = [
+        *((name, task, {}) for task in ("add7", "modular_addition", "histogram") for name in ARMS),
+        ("dense", "add7", {"depth": 2}),
+        ("moe", "histogram", {"depth": 3, "norm": "rms"}),
+        ("moe_switch", "add7", {"depth": 2, "balance_positions": "read_out"}),
+        ("moe", "add7", {"norm": "rms", "experts": 16}),
+        ("moe_top2", "modular_addition", {"activation": "relu"}),
+        ("glu", "modular_addition", {"activation": "silu"}),
+        ("moe_top2", "add7", {"gate": "switch", "experts": 8}),
+    ]
+
+    def close(found, expected, what):
+        scale = float(expected.abs().max()) + 1e-30
+        assert float((found - expected).abs().max()) / scale < 2e-5, what
+
+    @pytest.mark.parametrize(
+        ("name", "task", "more"),
+        CASES,
+        ids=lambda x: "-".join(map(str, x.items())) if isinstance(x, dict) else x,
+    )
+    def test_logits_balance_and_gradients_are_the_references(name, task, more):
+        spec = arm(name, "smoke", task, 0, **more)
+        architecture, models = spec.architecture, 3
+        start = stack([architecture.initialise(seed) for seed in range(models)])
+        p = {n: t.to(DEVICE).requires_grad_(t.is_floating_point()) for n, t in start.items()}
+        floats = [t for t in p.values() if t.is_floating_point()]
+        inputs = stacked([spec.task_object.evaluation(s, 45) for s in range(models)])
+        tokens = inputs.tokens[:, -45:].to(DEVICE)
+        everywhere = tuple(range(spec.task_object.length))
+        positions = () if not spec.balance_weight else everywhere
+        if spec.balance_positions == "read_out":
+            positions = spec.task_object.read_out
+        found = []
+        for which in (REFERENCE, kernels.KERNELS):
+            trace = forward(architecture, p, tokens, balance_positions=positions, kernels=which)
+            weight = torch.linspace(-1, 1, trace.logits.numel(), device=DEVICE).view_as(trace.logits)
+            loss = (trace.logits * weight).sum() + 3 * trace.balance.sum()
+            gradients = torch.autograd.grad(loss, floats, allow_unused=True, materialize_grads=True)
+            found.append(
+                {"logits": trace.logits, "balance": trace.balance, **dict(zip(p, gradients, strict=False))}
+            )
+        for what, expected in found[0].items():
+            close(found[1][what], expected, what)
+
+    def test_cross_entropy_and_its_gradient():
+        source = generator(0, "entropy")
+        logits = (5 * torch.randn(3, 7, 5, 12, generator=source)).to(DEVICE).requires_grad_()
+        targets = torch.randint(12, (3, 7, 5), generator=source).to(DEVICE)
+        weight = torch.rand(3, 7, 5, generator=source).to(DEVICE)
+        expected = F.cross_entropy(logits.flatten(0, 2), targets.flatten(), reduction="none").view(3, 7, 5)
+        found = kernels.cross_entropy(logits, targets)
+        close(found, expected, "loss")
+        gradients = [torch.autograd.grad((x * weight).sum(), logits)[0] for x in (found, expected)]
+        close(*gradients, "gradient")
+
+    @pytest.mark.parametrize("positions", [(0, 1, 2), (1, 2), (2,)])
+    def test_a_lookups_gradient_sums_over_all_who_looked(positions):
+        """Long enough that several programs share a sum, and a row that nobody looks up has none."""
+        source = generator(1, "lookup")
+        table = torch.randn(2, 3 * 7, 40, generator=source).to(DEVICE).requires_grad_()
+        tokens = torch.randint(6, (2, 1500, 3), generator=source)
+        index = (tokens + 7 * torch.arange(3)).to(DEVICE)
+        weight = torch.randn(2, 1500, len(positions), 40, generator=source).to(DEVICE)
+        found = kernels.lookup(table, index, positions)
+        expected = rows(table, index[:, :, list(positions)])
+        assert torch.equal(found, expected)
+        got, wanted = (torch.autograd.grad((x * weight).sum(), table)[0] for x in (found, expected))
+        close(got, wanted, "gradient")
+        assert not got[:, 6::7].any()
+
+    def test_of_equal_scores_the_first_expert_is_taken():
+        spec = arm("moe_top2", "smoke", "add7", 0)
+        router = torch.zeros(1, 32, 4, device=DEVICE)
+        routing = kernels.by_score(spec.architecture.ffn, router, torch.ones(1, 2, 3, 32, device=DEVICE))
+        assert torch.equal(routing.chosen, torch.tensor([1.0, 1, 0, 0], device=DEVICE).expand(1, 2, 3, 4))
+        assert torch.equal(routing.gates, routing.chosen / 2)
