@@ -25,7 +25,9 @@ def choose(architecture: Architecture, device: torch.device) -> Kernels:
     return Kernels(feed_forward=open_experts) if 2 * ffn.top_k < ffn.experts else REFERENCE
 
 
-def cross_entropy(logits: Float[Tensor, "M B R C"], targets: Int[Tensor, "M B R"]) -> Float[Tensor, "M B R"]:
+def cross_entropy(
+    logits: Float[Tensor, "M B R C"], targets: Int[Tensor, "M B R"]
+) -> Float[Tensor, "M B R"]:
     """-log softmax(logits)[target] of every answer."""
     if logits.is_cuda:
         from sparsity_moves.kernels import triton

@@ -71,7 +71,9 @@ def _query(
 
 
 @triton.jit
-def _pattern(query, keys, position, scale, T: tl.constexpr, TP: tl.constexpr, CAUSAL: tl.constexpr):
+def _pattern(
+    query, keys, position, scale, T: tl.constexpr, TP: tl.constexpr, CAUSAL: tl.constexpr
+):
     t = tl.arange(0, TP)
     scores = tl.sum(query[:, None, :] * keys, axis=2) * scale
     visible = t < T

@@ -63,7 +63,9 @@ class _Entropy(torch.autograd.Function):
         return gradient, None
 
 
-def cross_entropy(logits: Float[Tensor, "M B R C"], targets: Int[Tensor, "M B R"]) -> Float[Tensor, "M B R"]:
+def cross_entropy(
+    logits: Float[Tensor, "M B R C"], targets: Int[Tensor, "M B R"]
+) -> Float[Tensor, "M B R"]:
     """-log softmax(logits)[target] of every answer."""
     out: Tensor = _Entropy.apply(logits, targets)
     return out
