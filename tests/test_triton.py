@@ -45,6 +45,8 @@ else:
         ("moe_top2", "modular_addition", {"activation": "relu"}),
         ("glu", "modular_addition", {"activation": "silu"}),
         ("moe_top2", "add7", {"gate": "switch", "experts": 8}),
+        ("moe", "add7", {"digits": 3, "d_model": 64}),
+        ("dense", "histogram", {"symbols": 10, "alphabet": 12, "d_model": 128}),
     ]
 
     def close(found, expected, what):
@@ -76,16 +78,20 @@ else:
         for what, expected in found[0].items():
             close(found[1][what], expected, what)
 
-    def test_cross_entropy_and_its_gradient():
+    @pytest.mark.parametrize("classes", [12, 10, 114])
+    def test_cross_entropy_and_its_gradients(classes):
         source = generator(0, "entropy")
-        logits = (5 * torch.randn(3, 7, 5, 12, generator=source)).to(DEVICE).requires_grad_()
-        targets = torch.randint(12, (3, 7, 5), generator=source).to(DEVICE)
+        x = torch.randn(3, 7, 5, 32, generator=source).to(DEVICE).requires_grad_()
+        unembed = torch.randn(3, 32, classes, generator=source).to(DEVICE).requires_grad_()
+        targets = torch.randint(classes, (3, 7, 5), generator=source).to(DEVICE)
         weight = torch.rand(3, 7, 5, generator=source).to(DEVICE)
-        expected = F.cross_entropy(logits.flatten(0, 2), targets.flatten(), reduction="none").view(3, 7, 5)
-        found = kernels.cross_entropy(logits, targets)
+        logits = (x.flatten(1, 2) @ unembed).flatten(0, 1)
+        expected = F.cross_entropy(logits, targets.flatten(), reduction="none").view(3, 7, 5)
+        found = kernels.cross_entropy(x, unembed, targets)
         close(found, expected, "loss")
-        gradients = [torch.autograd.grad((x * weight).sum(), logits)[0] for x in (found, expected)]
-        close(*gradients, "gradient")
+        got, wanted = (torch.autograd.grad((y * weight).sum(), (x, unembed)) for y in (found, expected))
+        for what, ours, theirs in zip(("x", "unembed"), got, wanted, strict=True):
+            close(ours, theirs, what)
 
     @pytest.mark.parametrize("positions", [(0, 1, 2), (1, 2), (2,)])
     def test_a_lookups_gradient_sums_over_all_who_looked(positions):
@@ -104,7 +110,8 @@ else:
 
     def test_of_equal_scores_the_first_expert_is_taken():
         spec = arm("moe_top2", "smoke", "add7", 0)
-        router = torch.zeros(1, 32, 4, device=DEVICE)
-        routing = kernels.by_score(spec.architecture.ffn, router, torch.ones(1, 2, 3, 32, device=DEVICE))
+        router, x = torch.zeros(1, 32, 4, device=DEVICE), torch.ones(1, 2, 3, 32, device=DEVICE)
+        routing, answering = kernels.route(spec.architecture.ffn, router, x, (1, 2), (0, 1, 2))
         assert torch.equal(routing.chosen, torch.tensor([1.0, 1, 0, 0], device=DEVICE).expand(1, 2, 3, 4))
         assert torch.equal(routing.gates, routing.chosen / 2)
+        assert torch.equal(answering, x[:, :, 1:])

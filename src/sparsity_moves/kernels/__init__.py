@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparsity_moves.kernels.grouped import open_experts
-from sparsity_moves.model import REFERENCE, Architecture, Kernels
+from sparsity_moves.model import REFERENCE, Architecture, Kernels, Trace
 
 
 def choose(architecture: Architecture, device: torch.device) -> Kernels:
@@ -25,16 +25,14 @@ def choose(architecture: Architecture, device: torch.device) -> Kernels:
     return Kernels(feed_forward=open_experts) if 2 * ffn.top_k < ffn.experts else REFERENCE
 
 
-def cross_entropy(
-    logits: Float[Tensor, "M B R C"], targets: Int[Tensor, "M B R"]
-) -> Float[Tensor, "M B R"]:
+def cross_entropy(trace: Trace, targets: Int[Tensor, "M B R"]) -> Float[Tensor, "M B R"]:
     """-log softmax(logits)[target] of every answer."""
-    if logits.is_cuda:
+    if targets.is_cuda:
         from sparsity_moves.kernels import triton
 
-        return triton.cross_entropy(logits, targets)
+        return triton.cross_entropy(trace.final, trace.unembed, targets)
     # Classes before answers: a softmax along the last axis of a dozen is slow on a CPU.
-    classes_first = logits.flatten(1, 2).transpose(1, 2).contiguous()
+    classes_first = trace.logits.flatten(1, 2).transpose(1, 2).contiguous()
     return F.cross_entropy(classes_first, targets.flatten(1), reduction="none").view(targets.shape)
 
 

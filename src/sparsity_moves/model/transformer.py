@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,11 @@ from sparsity_moves.model.routing import Routing, balance_loss, by_hash, by_scor
 Edit = Callable[[Tensor], Tensor]
 """Takes what a component computed, gives what is used in its place; the shape stays."""
 
+Positions = tuple[int, ...]
+Route = Callable[[FeedForward, Tensor, Tensor, Positions, Positions], tuple[Routing, Tensor]]
+"""The FFN's settings, the router, the stream at some positions, those that are answered at, and all of them: the
+routing everywhere, and the stream at the first."""
+
 
 @dataclass(frozen=True)
 class Kernels:
@@ -34,7 +40,7 @@ class Kernels:
     attend: Callable[[Tensor, Tensor | None, tuple[int, ...], int, int, bool], Tensor] | None = None
     """Queries, keys and values (M, S, 3D) of table rows or tokens, index, neighbouring positions, length, heads,
     causal: mixtures (M, B, P, H, K)."""
-    by_score: Callable[[FeedForward, Tensor, Tensor], Routing] = by_score
+    route: Route | None = None
     feed_forward: Callable[[FeedForward, Parameters, str, Tensor, Routing | None], Tensor] | None = None
     """The FFN's output from its settings, the parameters and their prefix, x (M, N, D) and the routing."""
 
@@ -67,9 +73,15 @@ class Trace:
     layers: tuple[Layer, ...]
     residual: Float[Tensor, "M B R D"]
     """The final residual stream: `embedding` plus every component's output."""
-    logits: Float[Tensor, "M B R C"]
+    final: Float[Tensor, "M B R D"]
+    """What is unembedded: `residual`, normalised where the model has a norm."""
+    unembed: Float[Tensor, "M D C"]
     balance: Float[Tensor, " M"]
     """The balance loss, summed over the layers; zero where none was asked for."""
+
+    @cached_property
+    def logits(self) -> Float[Tensor, "M B R C"]:
+        return per_token(self.final, self.unembed)
 
 
 def components(architecture: Architecture) -> tuple[str, ...]:
@@ -179,20 +191,25 @@ def forward(
         attention = edited(name + "attention", attention)
         residual = pick(residual, needed, held) + attention
 
-        stream = normalise(p, name + "ffn.norm", residual)
+        stream = answering = normalise(p, name + "ffn.norm", residual)
+        plain = stream is residual  # without a norm the FFN reads the residual stream itself
         routing = None
-        if ffn.router != "none":
+        if ffn.scores and kernels.route is not None and neighbours(needed) and neighbours(answer):
+            routing, answering = kernels.route(ffn, p[name + "ffn.router"], stream, answer, needed)
+        else:
             if ffn.scores:
-                routing = kernels.by_score(ffn, p[name + "ffn.router"], stream)
-            else:
+                routing = by_score(ffn, p[name + "ffn.router"], stream)
+            elif ffn.router != "none":
                 routing = by_hash(architecture, p[name + "ffn.hash"], tokens, needed, stream.dtype)
+            answering = pick(stream, answer, needed)
+        if routing is not None:
             if balance_positions:
                 balance = balance + balance_loss(ffn, routing.at(balance_positions, needed))
             routing = routing.at(answer, needed)
             routing = routing._replace(gates=edited(name + "gates", routing.gates))
-        residual = pick(residual, answer, needed)
+        residual = answering if plain else pick(residual, answer, needed)
         shape = residual.shape[1:3]
-        flat = pick(stream, answer, needed).flatten(1, 2)
+        flat = answering.flatten(1, 2)
         units = None
         if kernels.feed_forward is not None and name + "hidden" not in edits:
             output = kernels.feed_forward(ffn, p, name + "ffn.", flat, routing)
@@ -206,5 +223,5 @@ def forward(
         seen = None if pattern is None else pick(pattern, *there, 3)
         layers.append(Layer(seen, pick(heads, *there), pick(attention, *there), units, routing, output))
     unembed = p["embed"].transpose(1, 2) if task.tied else p["unembed"]
-    logits = per_token(normalise(p, "norm", residual), unembed)
-    return Trace(pick(embedding, asked, held), tuple(layers), residual, logits, balance)
+    final = normalise(p, "norm", residual)
+    return Trace(pick(embedding, asked, held), tuple(layers), residual, final, unembed, balance)

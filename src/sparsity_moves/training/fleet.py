@@ -104,7 +104,7 @@ class Fleet:
             balance_positions=self.balance_positions,
             kernels=self.kernels,
         )
-        entropy = kernels.cross_entropy(trace.logits, targets).flatten(1).mean(1)
+        entropy = kernels.cross_entropy(trace, targets).flatten(1).mean(1)
         return entropy, entropy + self.spec.balance_weight * trace.balance
 
     def step(self, tokens: Tensor, targets: Tensor) -> Float[Tensor, " M"]:

@@ -35,6 +35,7 @@ SETTINGS: dict[tuple[Profile, TaskName], dict[str, Any]] = {
     ("paper", "add7"): {**ADD7, "steps": 10_000, "evaluate_every": 200, "probe": 256},
     ("paper", "modular_addition"): {
         **MODULAR,
+        "precision": "tf32",
         "modulus": 113,
         "train_fraction": 0.3,
         "d_model": 128,
@@ -44,6 +45,7 @@ SETTINGS: dict[tuple[Profile, TaskName], dict[str, Any]] = {
     },
     ("paper", "histogram"): {
         **HISTOGRAM,
+        "precision": "tf32",
         "alphabet": 32,
         "symbols": 10,
         "d_model": 128,

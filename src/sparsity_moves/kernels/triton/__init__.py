@@ -8,9 +8,9 @@ from sparsity_moves.kernels.triton.attention import attend
 from sparsity_moves.kernels.triton.feedforward import feed_forward
 from sparsity_moves.kernels.triton.loss import cross_entropy
 from sparsity_moves.kernels.triton.lookup import lookup
-from sparsity_moves.kernels.triton.routing import by_score
+from sparsity_moves.kernels.triton.routing import route
 from sparsity_moves.model.transformer import Kernels
 
-KERNELS = Kernels(lookup=lookup, attend=attend, by_score=by_score, feed_forward=feed_forward)
+KERNELS = Kernels(lookup=lookup, attend=attend, route=route, feed_forward=feed_forward)
 
-__all__ = ["KERNELS", "attend", "by_score", "cross_entropy", "feed_forward", "lookup"]
+__all__ = ["KERNELS", "attend", "cross_entropy", "feed_forward", "lookup", "route"]

@@ -1,6 +1,7 @@
-"""Attention over short sequences: one program holds the keys and values of a few sequences, for one head.
+"""Attention over short sequences: one program holds a few sequences, for one head.
 
-Queries, keys and values are either every token's own or, in the first layer, rows of small tables that an index
+Very short ones (modular addition's three tokens) are multiplied out element by element. From eight tokens on, a
+few sequences together are one product, of which the blocks on the diagonal are wanted. Queries, keys and values are either every token's own or, in the first layer, rows of small tables that an index
 points into; the tables stay in the cache, so that attention reads its index and writes its mixtures.
 """
 
@@ -15,7 +16,7 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparsity_moves.kernels.triton.lookup import sum_rows
+from sparsity_moves.kernels.triton.lookup import precision, sum_rows
 
 
 @triton.jit
@@ -159,6 +160,113 @@ def _attend_backward(
     tl.store(place + 2 * H * K, d_values, mask=there[:, :, None])
 
 
+@triton.jit
+def _tile(
+    projected, index, B, rows, m, head, T: tl.constexpr, TP: tl.constexpr, H: tl.constexpr, K: tl.constexpr,
+    BY_TABLE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Sequence, position, validity, and where queries begin, of BLOCK · TP tokens."""
+    r = tl.arange(0, BLOCK * TP)
+    b = tl.program_id(0) * BLOCK + r // TP
+    t = r % TP
+    there = (b < B) & (t < T)
+    if BY_TABLE:
+        row = tl.load(index + (m * B + b) * T + t, mask=there, other=0)
+    else:
+        row = b * T + t
+    place = projected + (m * rows + row)[:, None] * (3 * H * K) + (head * K + tl.arange(0, K))[None, :]
+    return b, t, there, place
+
+
+@triton.jit
+def _block_pattern(
+    query, keys, t, scale, T: tl.constexpr, TP: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    r = tl.arange(0, BLOCK * TP)
+    scores = tl.dot(query, tl.trans(keys), input_precision=PRECISION) * scale
+    visible = ((r // TP)[:, None] == (r // TP)[None, :]) & (t < T)[None, :]
+    if CAUSAL:
+        visible = visible & (t[None, :] <= t[:, None])
+    visible = visible | (r[:, None] == r[None, :])  # rows of padding see themselves, or they would be 0 / 0
+    scores = tl.where(visible, scores, -float("inf"))
+    weights = tl.exp(scores - tl.max(scores, axis=1)[:, None])
+    return weights / tl.sum(weights, axis=1)[:, None]
+
+
+@triton.jit
+def _attend_blocks(
+    projected,
+    index,
+    out,
+    B,
+    rows,
+    scale,
+    T: tl.constexpr,
+    TP: tl.constexpr,
+    START: tl.constexpr,
+    P: tl.constexpr,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    BY_TABLE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    m = tl.program_id(2).to(tl.int64)
+    head = tl.program_id(1)
+    b, t, there, place = _tile(projected, index, B, rows, m, head, T, TP, H, K, BY_TABLE, BLOCK)
+    query = tl.load(place, mask=there[:, None], other=0.0)
+    keys = tl.load(place + H * K, mask=there[:, None], other=0.0)
+    values = tl.load(place + 2 * H * K, mask=there[:, None], other=0.0)
+    pattern = _block_pattern(query, keys, t, scale, T, TP, CAUSAL, PRECISION, BLOCK)
+    mixed = tl.dot(pattern, values, input_precision=PRECISION)
+    asked = there & (t >= START) & (t < START + P)
+    to = out + ((m * B + b) * P + t - START)[:, None] * (H * K) + (head * K + tl.arange(0, K))[None, :]
+    tl.store(to, mixed, mask=asked[:, None])
+
+
+@triton.jit
+def _attend_blocks_backward(
+    projected,
+    index,
+    upstream,
+    gradient,
+    B,
+    rows,
+    scale,
+    T: tl.constexpr,
+    TP: tl.constexpr,
+    START: tl.constexpr,
+    P: tl.constexpr,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    BY_TABLE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    m = tl.program_id(2).to(tl.int64)
+    head = tl.program_id(1)
+    b, t, there, place = _tile(projected, index, B, rows, m, head, T, TP, H, K, BY_TABLE, BLOCK)
+    query = tl.load(place, mask=there[:, None], other=0.0)
+    keys = tl.load(place + H * K, mask=there[:, None], other=0.0)
+    values = tl.load(place + 2 * H * K, mask=there[:, None], other=0.0)
+    pattern = _block_pattern(query, keys, t, scale, T, TP, CAUSAL, PRECISION, BLOCK)
+    unit = (head * K + tl.arange(0, K))[None, :]
+    asked = there & (t >= START) & (t < START + P)
+    source = upstream + ((m * B + b) * P + t - START)[:, None] * (H * K) + unit
+    d_mixed = tl.load(source, mask=asked[:, None], other=0.0)
+    d_pattern = tl.dot(d_mixed, tl.trans(values), input_precision=PRECISION)
+    d_scores = pattern * (d_pattern - tl.sum(pattern * d_pattern, axis=1)[:, None]) * scale
+    to = gradient + ((m * B + b) * T + t)[:, None] * (3 * H * K) + unit
+    tl.store(to, tl.dot(d_scores, keys, input_precision=PRECISION), mask=there[:, None])
+    d_keys = tl.dot(tl.trans(d_scores), query, input_precision=PRECISION)
+    tl.store(to + H * K, d_keys, mask=there[:, None])
+    d_values = tl.dot(tl.trans(pattern), d_mixed, input_precision=PRECISION)
+    tl.store(to + 2 * H * K, d_values, mask=there[:, None])
+
+
 class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -176,7 +284,8 @@ class _Attend(torch.autograd.Function):
         batch = rows // length if index is None else index.shape[1]
         width = triple // 3 // heads
         padded = triton.next_power_of_2(length)
-        block = max(1, 2048 // (padded * width))
+        blocks = length >= 8 and width >= 16
+        block = 64 // padded if blocks else max(1, 2048 // (padded * width))
         out = projected.new_empty(models, batch, positions, heads, width)
         ctx.settings = {
             "T": length,
@@ -188,11 +297,14 @@ class _Attend(torch.autograd.Function):
             "CAUSAL": causal,
             "BY_TABLE": index is not None,
             "BLOCK": block,
+            **({"PRECISION": precision()} if blocks else {}),
         }
         ctx.grid = (triton.cdiv(batch, block), heads, models)
         ctx.batch = batch
         given = projected if index is None else index  # without an index the pointer is not read
-        _attend[ctx.grid](projected, given, out, batch, rows, 1 / math.sqrt(width), **ctx.settings)
+        ctx.backward_kernel = _attend_blocks_backward if blocks else _attend_backward
+        kernel = _attend_blocks if blocks else _attend
+        kernel[ctx.grid](projected, given, out, batch, rows, 1 / math.sqrt(width), **ctx.settings)
         ctx.save_for_backward(projected, given)
         return out
 
@@ -206,7 +318,7 @@ class _Attend(torch.autograd.Function):
         fresh = of["BY_TABLE"] or of["P"] == of["T"]
         gradient = projected.new_empty(shape) if fresh else projected.new_zeros(shape)
         scale = 1 / math.sqrt(of["K"])
-        _attend_backward[ctx.grid](
+        ctx.backward_kernel[ctx.grid](
             projected, index, gradients[0].contiguous(), gradient, ctx.batch, rows, scale, **of
         )
         if of["BY_TABLE"]:

@@ -9,11 +9,30 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
+
+
+def precision() -> str:
+    """How Triton's products round: as the vendor's do where they may use TF32, else to nearly all of fp32's bits."""
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+
+
+@triton.jit
+def _look_up(
+    table, index, out, B, rows, T: tl.constexpr, START: tl.constexpr, P: tl.constexpr, WIDTH: tl.constexpr,
+    WP: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    m = tl.program_id(1).to(tl.int64)
+    n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    column = tl.arange(0, WP)
+    here = n < B * P
+    row = tl.load(index + (m * B + n // P) * T + START + n % P, mask=here, other=0)
+    there = here[:, None] & (column < WIDTH)[None, :]
+    x = tl.load(table + (m * rows + row)[:, None] * WIDTH + column[None, :], mask=there, other=0.0)
+    tl.store(out + (m * B * P + n)[:, None] * WIDTH + column[None, :], x, mask=there)
 
 
 @triton.jit
@@ -32,6 +51,7 @@ def _sum_rows(
     VP: tl.constexpr,
     WIDTH: tl.constexpr,
     PART: tl.constexpr,
+    PRECISION: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_F: tl.constexpr,
 ):
@@ -58,7 +78,7 @@ def _sum_rows(
                 other=0.0,
             )
             one_hot = (symbol[:, None] == token[None, :]).to(tl.float32)
-            total += tl.dot(one_hot, rows, input_precision="tf32x3")
+            total += tl.dot(one_hot, rows, input_precision=PRECISION)
     models = tl.num_programs(0) // P
     row = ((part * models + m) * P + p) * V + symbol
     tl.store(
@@ -107,6 +127,7 @@ def sum_rows(
         VP=max(16, triton.next_power_of_2(vocabulary)),
         WIDTH=width,
         PART=part_size,
+        PRECISION=precision(),
         BLOCK_B=64,
         BLOCK_F=block_f,
     )
@@ -121,11 +142,28 @@ def sum_rows(
 class _Lookup(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, table: Tensor, index: Tensor, start: int, end: int) -> Tensor:
-        models, size, width = table.shape
-        shift = torch.arange(0, models * size, size, device=index.device).view(-1, 1, 1)
+        models, rows, width = table.shape
+        batch, length = index.shape[1:]
         ctx.save_for_backward(index)
-        ctx.start, ctx.size = start, size
-        return F.embedding(index[:, :, start:end] + shift, table.reshape(models * size, width))
+        ctx.start, ctx.size = start, rows
+        out = table.new_empty(models, batch, end - start, width)
+        padded = triton.next_power_of_2(width)
+        block = max(1, 4096 // padded)
+        grid = (triton.cdiv(batch * (end - start), block), models)
+        _look_up[grid](
+            table.contiguous(),
+            index,
+            out,
+            batch,
+            rows,
+            T=length,
+            START=start,
+            P=end - start,
+            WIDTH=width,
+            WP=padded,
+            BLOCK=block,
+        )
+        return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:

@@ -1,10 +1,14 @@
-"""Cross-entropy over few classes: one pass forward, one back."""
+"""Unembedding and cross-entropy over few classes: logits are written, read, and overwritten by their gradient.
+
+The classes are padded to a multiple of eight, which the vendor's products want.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from jaxtyping import Float, Int
@@ -12,11 +16,13 @@ from torch import Tensor
 
 
 @triton.jit
-def _entropy(logits, targets, out, N, C: tl.constexpr, CP: tl.constexpr, BLOCK: tl.constexpr):
+def _entropy(
+    logits, targets, out, N, STRIDE: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, BLOCK: tl.constexpr
+):
     n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     c = tl.arange(0, CP)
     inside = (n < N)[:, None] & (c < C)[None, :]
-    x = tl.load(logits + n[:, None] * C + c[None, :], mask=inside, other=-float("inf"))
+    x = tl.load(logits + n[:, None] * STRIDE + c[None, :], mask=inside, other=-float("inf"))
     x = tl.where((n < N)[:, None], x, 0.0)
     target = tl.load(targets + n, mask=n < N, other=0)
     highest = tl.max(x, axis=1)
@@ -27,45 +33,52 @@ def _entropy(logits, targets, out, N, C: tl.constexpr, CP: tl.constexpr, BLOCK: 
 
 @triton.jit
 def _entropy_backward(
-    logits, targets, upstream, gradient, N, C: tl.constexpr, CP: tl.constexpr, BLOCK: tl.constexpr
+    logits, targets, upstream, N, STRIDE: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, BLOCK: tl.constexpr
 ):
+    """Writes the gradient over the logits, and zero over their padding."""
     n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     c = tl.arange(0, CP)
     inside = (n < N)[:, None] & (c < C)[None, :]
-    x = tl.load(logits + n[:, None] * C + c[None, :], mask=inside, other=-float("inf"))
+    place = logits + n[:, None] * STRIDE + c[None, :]
+    x = tl.load(place, mask=inside, other=-float("inf"))
     x = tl.where((n < N)[:, None], x, 0.0)
     target = tl.load(targets + n, mask=n < N, other=0)
     exponentials = tl.exp(x - tl.max(x, axis=1)[:, None])
     p = exponentials / tl.sum(exponentials, axis=1)[:, None]
     p = tl.where(c[None, :] == target[:, None], p - 1, p)
     p = p * tl.load(upstream + n, mask=n < N, other=0.0)[:, None]
-    tl.store(gradient + n[:, None] * C + c[None, :], p, mask=inside)
+    tl.store(place, p, mask=(n < N)[:, None] & (c < STRIDE)[None, :])
 
 
 class _Entropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
-        logits, targets = logits.contiguous(), targets.contiguous()
+    def forward(ctx: Any, x: Tensor, unembed: Tensor, targets: Tensor) -> Tensor:
+        classes = unembed.shape[-1]
+        padded = F.pad(unembed, (0, -classes % 8))
+        flat, targets = x.flatten(1, 2), targets.contiguous()
+        logits = flat @ padded
         out = logits.new_empty(targets.shape)
-        classes = logits.shape[-1]
-        ctx.settings = {"C": classes, "CP": triton.next_power_of_2(classes), "BLOCK": 32}
-        ctx.save_for_backward(logits, targets)
+        stride = padded.shape[-1]
+        ctx.settings = {"STRIDE": stride, "C": classes, "CP": triton.next_power_of_2(stride), "BLOCK": 32}
+        ctx.save_for_backward(flat, padded, targets, logits)
+        ctx.shape = x.shape
         _entropy[(triton.cdiv(targets.numel(), 32),)](logits, targets, out, targets.numel(), **ctx.settings)
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        logits, targets = ctx.saved_tensors
-        gradient = torch.empty_like(logits)
+        flat, padded, targets, logits = ctx.saved_tensors
         _entropy_backward[(triton.cdiv(targets.numel(), 32),)](
-            logits, targets, gradients[0].contiguous(), gradient, targets.numel(), **ctx.settings
+            logits, targets, gradients[0].contiguous(), targets.numel(), **ctx.settings
         )
-        return gradient, None
+        d_x = (logits @ padded.transpose(1, 2)).view(ctx.shape)
+        d_unembed = (flat.transpose(1, 2) @ logits)[..., : ctx.settings["C"]]
+        return d_x, d_unembed, None
 
 
 def cross_entropy(
-    logits: Float[Tensor, "M B R C"], targets: Int[Tensor, "M B R"]
+    x: Float[Tensor, "M B R D"], unembed: Float[Tensor, "M D C"], targets: Int[Tensor, "M B R"]
 ) -> Float[Tensor, "M B R"]:
-    """-log softmax(logits)[target] of every answer."""
-    out: Tensor = _Entropy.apply(logits, targets)
+    """-log softmax(x @ unembed)[target] of every answer. Its gradient can be taken once."""
+    out: Tensor = _Entropy.apply(x, unembed, targets)
     return out

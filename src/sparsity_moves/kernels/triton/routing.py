@@ -1,4 +1,8 @@
-"""Softmax, the k largest, the gates: one pass over the scores, and one back."""
+"""The router: scores, softmax, the k largest and the gates in one pass over the stream, and one back.
+
+Where only some positions are answered at, the stream there is given too, so that its gradient and the router's
+are joined in the one pass.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
+from sparsity_moves.kernels.triton.lookup import precision
 from sparsity_moves.model.architecture import FeedForward
 from sparsity_moves.model.routing import Routing
 
@@ -18,23 +23,31 @@ PLAIN, SWITCH, RENORMALISED = 0, 1, 2
 
 @triton.jit
 def _route(
-    scores,
+    x,
+    router,
     probabilities,
     chosen,
     gates,
     N,
+    D: tl.constexpr,
+    DP: tl.constexpr,
     E: tl.constexpr,
     EP: tl.constexpr,
     TOP: tl.constexpr,
     GATE: tl.constexpr,
+    PRECISION: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    m = tl.program_id(1).to(tl.int64)
+    n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    d = tl.arange(0, DP)
     e = tl.arange(0, EP)
-    place = n[:, None] * E + e[None, :]
-    inside = (n < N)[:, None] & (e < E)[None, :]
-    s = tl.load(scores + place, mask=inside, other=-float("inf"))
-    s = tl.where((n < N)[:, None], s, 0.0)
+    here = (n < N)[:, None]
+    tile = tl.load(x + (m * N + n)[:, None] * D + d[None, :], mask=here & (d < D)[None, :], other=0.0)
+    map_mask = (d < D)[:, None] & (e < E)[None, :]
+    weight = tl.load(router + m * (D * E) + d[:, None] * E + e[None, :], mask=map_mask, other=0.0)
+    s = tl.dot(tile, weight, input_precision=PRECISION)
+    s = tl.where((e < E)[None, :], s, -float("inf"))
     exponentials = tl.exp(s - tl.max(s, axis=1)[:, None])
     p = exponentials / tl.sum(exponentials, axis=1)[:, None]
     left = s
@@ -44,6 +57,8 @@ def _route(
         is_best = e[None, :] == best[:, None]
         picked = tl.where(is_best, 1.0, picked)
         left = tl.where(is_best, -float("inf"), left)
+    place = (m * N + n)[:, None] * E + e[None, :]
+    inside = here & (e < E)[None, :]
     tl.store(probabilities + place, p, mask=inside)
     tl.store(chosen + place, picked, mask=inside)
     if GATE != 0:
@@ -55,78 +70,153 @@ def _route(
 
 @triton.jit
 def _route_backward(
+    x,
+    router,
     probabilities,
     chosen,
     d_probabilities,
     d_gates,
-    d_scores,
+    d_answering,
+    d_x,
+    d_router,
     N,
+    P: tl.constexpr,
+    FIRST: tl.constexpr,
+    R: tl.constexpr,
+    D: tl.constexpr,
+    DP: tl.constexpr,
     E: tl.constexpr,
     EP: tl.constexpr,
     GATE: tl.constexpr,
+    SCORED: tl.constexpr,
+    PRECISION: tl.constexpr,
     BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):
-    n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    m = tl.program_id(1).to(tl.int64)
+    part = tl.program_id(0)
+    d = tl.arange(0, DP)
     e = tl.arange(0, EP)
-    place = n[:, None] * E + e[None, :]
-    inside = (n < N)[:, None] & (e < E)[None, :]
-    p = tl.load(probabilities + place, mask=inside, other=0.0)
-    d_p = tl.load(d_probabilities + place, mask=inside, other=0.0)
-    if GATE != 0:
-        picked = tl.load(chosen + place, mask=inside, other=0.0)
-        d_g = tl.load(d_gates + place, mask=inside, other=0.0)
-        if GATE == 2:
-            open_p = p * picked
-            total = tl.sum(open_p, axis=1)
-            total = tl.where(total > 0, total, 1.0)
-            g = open_p / total[:, None]
-            d_g = (d_g - tl.sum(d_g * g, axis=1)[:, None]) / total[:, None]
-        d_p += d_g * picked
-    d_s = p * (d_p - tl.sum(p * d_p, axis=1)[:, None])
-    tl.store(d_scores + place, d_s, mask=inside)
+    map_mask = (d < D)[:, None] & (e < E)[None, :]
+    weight = tl.load(router + m * (D * E) + d[:, None] * E + e[None, :], mask=map_mask, other=0.0)
+    total = tl.zeros((DP, EP), tl.float32)
+    for start in range(0, CHUNK, BLOCK):
+        n = part * CHUNK + start + tl.arange(0, BLOCK)
+        here = (n < N)[:, None]
+        wide = here & (d < D)[None, :]
+        # The stream's own gradient, where it is answered at.
+        b = n // P
+        r = n % P - FIRST
+        answered = ((r >= 0) & (r < R))[:, None] & wide
+        rows = (m * (N // P) + b) * R + r
+        d_tile = tl.load(d_answering + rows[:, None] * D + d[None, :], mask=answered, other=0.0)
+        if SCORED:
+            place = (m * N + n)[:, None] * E + e[None, :]
+            inside = here & (e < E)[None, :]
+            p = tl.load(probabilities + place, mask=inside, other=0.0)
+            d_p = tl.load(d_probabilities + place, mask=inside, other=0.0)
+            if GATE != 0:
+                picked = tl.load(chosen + place, mask=inside, other=0.0)
+                d_g = tl.load(d_gates + place, mask=inside, other=0.0)
+                if GATE == 2:
+                    open_p = p * picked
+                    sums = tl.sum(open_p, axis=1)
+                    sums = tl.where(sums > 0, sums, 1.0)
+                    g = open_p / sums[:, None]
+                    d_g = (d_g - tl.sum(d_g * g, axis=1)[:, None]) / sums[:, None]
+                d_p += d_g * picked
+            d_s = p * (d_p - tl.sum(p * d_p, axis=1)[:, None])
+            tile = tl.load(x + (m * N + n)[:, None] * D + d[None, :], mask=wide, other=0.0)
+            d_tile += tl.dot(d_s, tl.trans(weight), input_precision=PRECISION)
+            total += tl.dot(tl.trans(tile), d_s, input_precision=PRECISION)
+        tl.store(d_x + (m * N + n)[:, None] * D + d[None, :], d_tile, mask=wide)
+    if SCORED:
+        place = d_router + (m * tl.num_programs(0) + part) * (D * E) + d[:, None] * E + e[None, :]
+        tl.store(place, total, mask=map_mask)
 
 
 class _Route(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, top_k: int, gate: int) -> Any:
-        experts = scores.shape[-1]
-        scores = scores.contiguous()
-        ctx.settings = {"E": experts, "EP": triton.next_power_of_2(experts), "GATE": gate, "BLOCK": 128}
-        ctx.tokens = scores.numel() // experts
-        probabilities, chosen = torch.empty_like(scores), torch.empty_like(scores)
-        gates = chosen if gate == PLAIN else torch.empty_like(scores)
-        _route[(triton.cdiv(ctx.tokens, 128),)](
-            scores, probabilities, chosen, gates, ctx.tokens, TOP=top_k, **ctx.settings
-        )
-        ctx.save_for_backward(probabilities, chosen)
+    def forward(
+        ctx: Any, x: Tensor, router: Tensor, top_k: int, gate: int, first: int, answers: int
+    ) -> Any:
+        models, batch, positions, width = x.shape
+        experts = router.shape[-1]
+        tokens = batch * positions
+        ctx.settings = {
+            "D": width,
+            "DP": triton.next_power_of_2(width),
+            "E": experts,
+            "EP": max(16, triton.next_power_of_2(experts)),
+            "PRECISION": precision(),
+            "BLOCK": 64 if width <= 128 else 32,
+        }
+        ctx.gate, ctx.positions, ctx.first, ctx.answers, ctx.tokens = gate, positions, first, answers, tokens
+        x, router = x.contiguous(), router.contiguous()
+        probabilities = x.new_empty(models, batch, positions, experts)
+        chosen = torch.empty_like(probabilities)
+        gates = chosen if gate == PLAIN else torch.empty_like(probabilities)
+        grid = (triton.cdiv(tokens, ctx.settings["BLOCK"]), models)
+        _route[grid](x, router, probabilities, chosen, gates, tokens, TOP=top_k, GATE=gate, **ctx.settings)
+        answering = x[:, :, first : first + answers]
+        answering = x.view_as(x) if answers == positions else answering.contiguous()
+        ctx.save_for_backward(x, router, probabilities, chosen)
         ctx.set_materialize_grads(False)
-        if gate == PLAIN:
-            ctx.mark_non_differentiable(chosen)
-            return chosen, probabilities
         ctx.mark_non_differentiable(chosen)
-        return chosen, probabilities, gates
+        if gate == PLAIN:
+            return answering, chosen, probabilities
+        return answering, chosen, probabilities, gates
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-        probabilities, chosen = ctx.saved_tensors
-        d_p = gradients[1]
-        d_g = gradients[2] if len(gradients) > 2 else None
-        if d_p is None and d_g is None:
-            return None, None, None
-        settings = dict(ctx.settings)
-        if d_g is None:  # only the balance loss is heard
-            settings["GATE"], d_g = PLAIN, chosen
-        d_p = torch.zeros_like(probabilities) if d_p is None else d_p.contiguous()
-        d_scores = torch.empty_like(probabilities)
-        _route_backward[(triton.cdiv(ctx.tokens, 128),)](
-            probabilities, chosen, d_p, d_g.contiguous(), d_scores, ctx.tokens, **settings
+        x, router, probabilities, chosen = ctx.saved_tensors
+        models, batch, _, width = x.shape
+        d_answering, _, d_p, d_g = (*gradients, None)[:4]
+        if d_answering is None:
+            d_answering = x.new_zeros(models, batch, ctx.answers, width)
+        scored = d_p is not None or d_g is not None
+        gate = PLAIN if d_g is None else ctx.gate  # then only the balance loss is heard
+        d_p = torch.zeros_like(probabilities) if d_p is None and scored else d_p
+        of, tokens = ctx.settings, ctx.tokens
+        parts = max(1, min(triton.cdiv(tokens, 2 * of["BLOCK"]), 1056 // models))
+        chunk = triton.cdiv(triton.cdiv(tokens, parts), of["BLOCK"]) * of["BLOCK"]
+        parts = triton.cdiv(tokens, chunk)
+        d_x = torch.empty_like(x)
+        d_router = x.new_empty(models, parts, *router.shape[1:])
+        _route_backward[(parts, models)](
+            x,
+            router,
+            probabilities,
+            chosen,
+            chosen if d_p is None else d_p.contiguous(),
+            chosen if d_g is None else d_g.contiguous(),
+            d_answering.contiguous(),
+            d_x,
+            d_router,
+            tokens,
+            P=ctx.positions,
+            FIRST=ctx.first,
+            R=ctx.answers,
+            GATE=gate,
+            SCORED=scored,
+            CHUNK=chunk,
+            **of,
         )
-        return d_scores, None, None
+        return d_x, d_router.sum(1) if scored else None, None, None, None, None
 
 
-def by_score(ffn: FeedForward, router: Float[Tensor, "M D E"], x: Float[Tensor, "M B R D"]) -> Routing:
-    """`model.routing.by_score`; of equal scores the first expert is taken."""
-    scores = (x.flatten(1, 2) @ router).unflatten(1, x.shape[1:3])
+def route(
+    ffn: FeedForward,
+    router: Float[Tensor, "M D E"],
+    x: Float[Tensor, "M B P D"],
+    answer: tuple[int, ...],
+    held: tuple[int, ...],
+) -> tuple[Routing, Float[Tensor, "M B R D"]]:
+    """`model.routing.by_score` at all positions held, and x at those answered at, which are neighbours.
+
+    Of equal scores the first expert is taken.
+    """
     gate = PLAIN if ffn.plain_gates else SWITCH if ffn.gate == "switch" else RENORMALISED
-    chosen, probabilities, *gates = _Route.apply(scores, ffn.top_k, gate)
-    return Routing(gates[0] if gates else chosen, chosen, probabilities)
+    first = held.index(answer[0])
+    answering, chosen, probabilities, *gates = _Route.apply(x, router, ffn.top_k, gate, first, len(answer))
+    return Routing(gates[0] if gates else chosen, chosen, probabilities), answering
