@@ -2,9 +2,8 @@
 
 A shard is `{shape, settings, runs, ...circumstances}`: the spec_id that its runs have at seed 0, the settings that
 they share (with the protocol; defaults left out), and spec_id to seed. So the manifest alone gives every run's
-settings exactly, and
-its address can be computed again from them. A shard of which only some runs are here keeps its whole time and
-number of models: a run's part of the time is `shard_seconds / shard_models`.
+settings exactly, and its address can be computed again from them. A shard of which only some runs are here keeps
+its whole time and number of models: a run's part of the time is `shard_seconds / shard_models`.
 """
 
 from __future__ import annotations

@@ -9,17 +9,16 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Collection, Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 from sparsity_moves.errors import UserError
+from sparsity_moves.names import EngineName
 from sparsity_moves.store import Store
 from sparsity_moves.store.claims import Claims
 from sparsity_moves.studies.engine.planning import STACK, Shard, missing, shards, trained_meanwhile
 from sparsity_moves.studies.engine.progress import shown
 from sparsity_moves.studies.engine.worker import cores, device_name, keep_memory
 from sparsity_moves.training import Spec
-
-EngineName = Literal["local", "ray"]
 
 
 class Engine(Protocol):
