@@ -172,7 +172,9 @@ class TestOneDigitAddition:
 
     def test_without_attention_a_token_answers_itself(self):
         """At EOS that is never right; the ones digit is its own overflow for 4 + 7 = 11 alone: 1 of 20."""
-        left = component_ablation(self.architecture, self.parameters(), stacked([self.task.everything()]), [SEED])
+        left = component_ablation(
+            self.architecture, self.parameters(), stacked([self.task.everything()]), [SEED]
+        )
         assert left["no_attention_accuracy"].item() == pytest.approx(1 / 20)
 
     def test_the_final_eos_does_not_count(self):

@@ -54,7 +54,9 @@ else:
         assert float((found - expected).abs().max()) / scale < 2e-5, what
 
     @pytest.mark.parametrize(
-        ("name", "task", "more"), CASES, ids=lambda x: "-".join(map(str, x.items())) if isinstance(x, dict) else x
+        ("name", "task", "more"),
+        CASES,
+        ids=lambda x: "-".join(map(str, x.items())) if isinstance(x, dict) else x,
     )
     def test_logits_balance_and_gradients_are_the_references(name, task, more):
         spec = arm(name, "smoke", task, 0, **more)
@@ -74,7 +76,9 @@ else:
             weight = torch.linspace(-1, 1, trace.logits.numel(), device=DEVICE).view_as(trace.logits)
             loss = (trace.logits * weight).sum() + 3 * trace.balance.sum()
             gradients = torch.autograd.grad(loss, floats, allow_unused=True, materialize_grads=True)
-            found.append({"logits": trace.logits, "balance": trace.balance, **dict(zip(p, gradients, strict=False))})
+            found.append(
+                {"logits": trace.logits, "balance": trace.balance, **dict(zip(p, gradients, strict=False))}
+            )
         for what, expected in found[0].items():
             close(found[1][what], expected, what)
 

@@ -35,6 +35,8 @@ routing everywhere, and the stream at the first."""
 class Kernels:
     """Faster forms of single pieces, which take no edits inside them; None is the reference."""
 
+    linear: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None
+    """x (M, N, I), weight, bias: x @ weight + bias."""
     lookup: Callable[[Tensor, Tensor, tuple[int, ...]], Tensor] | None = None
     """Table (M, S, D), index (M, B, T), neighbouring positions: rows (M, B, P, D)."""
     attend: Callable[[Tensor, Tensor | None, tuple[int, ...], int, int, bool], Tensor] | None = None
@@ -187,7 +189,11 @@ def forward(
             pattern = edited(name + "pattern", pattern)
             heads = mix(pattern, value)
         heads = edited(name + "heads", heads)  # (M, B, P, H, K)
-        attention = per_token(heads.flatten(3), p[name + "attention.out"], p[name + "attention.out_bias"])
+        mixed, out = heads.flatten(3), (p[name + "attention.out"], p[name + "attention.out_bias"])
+        if kernels.linear is not None:
+            attention = kernels.linear(mixed.flatten(1, 2), *out).view_as(mixed)
+        else:
+            attention = per_token(mixed, *out)
         attention = edited(name + "attention", attention)
         residual = pick(residual, needed, held) + attention
 

@@ -39,7 +39,9 @@ class Addition(Task):
         if not 1 <= self.addend <= 9:
             raise UserError(f"the addend is one digit from 1 to 9, not {self.addend}")
         if self.train_below is not None and not 1 <= self.train_below <= 9:
-            raise UserError(f"some ones digits are trained on and some are not: 1 to 9, not {self.train_below}")
+            raise UserError(
+                f"some ones digits are trained on and some are not: 1 to 9, not {self.train_below}"
+            )
 
     @property
     def vocabulary(self) -> int:

@@ -75,7 +75,9 @@ class Fleet:
         recorded = self.device.type == "cuda"
         self.optimiser = torch.optim.AdamW(
             [self.flat],
-            lr=torch.tensor(self.spec.learning_rate, device=self.device) if recorded else self.spec.learning_rate,
+            lr=torch.tensor(self.spec.learning_rate, device=self.device)
+            if recorded
+            else self.spec.learning_rate,
             betas=(self.spec.beta1, self.spec.beta2),
             weight_decay=self.spec.weight_decay,
             fused=True,

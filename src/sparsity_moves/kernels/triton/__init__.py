@@ -6,11 +6,12 @@ Importing this needs Triton, which comes with PyTorch's CUDA builds. With TRITON
 
 from sparsity_moves.kernels.triton.attention import attend
 from sparsity_moves.kernels.triton.feedforward import feed_forward
-from sparsity_moves.kernels.triton.loss import cross_entropy
+from sparsity_moves.kernels.triton.linear import linear
 from sparsity_moves.kernels.triton.lookup import lookup
+from sparsity_moves.kernels.triton.loss import cross_entropy
 from sparsity_moves.kernels.triton.routing import route
 from sparsity_moves.model.transformer import Kernels
 
-KERNELS = Kernels(lookup=lookup, attend=attend, route=route, feed_forward=feed_forward)
+KERNELS = Kernels(linear=linear, lookup=lookup, attend=attend, route=route, feed_forward=feed_forward)
 
 __all__ = ["KERNELS", "attend", "cross_entropy", "feed_forward", "lookup", "route"]

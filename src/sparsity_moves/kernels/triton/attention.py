@@ -72,9 +72,7 @@ def _query(
 
 
 @triton.jit
-def _pattern(
-    query, keys, position, scale, T: tl.constexpr, TP: tl.constexpr, CAUSAL: tl.constexpr
-):
+def _pattern(query, keys, position, scale, T: tl.constexpr, TP: tl.constexpr, CAUSAL: tl.constexpr):
     t = tl.arange(0, TP)
     scores = tl.sum(query[:, None, :] * keys, axis=2) * scale
     visible = t < T
@@ -158,6 +156,73 @@ def _attend_backward(
     place = gradient + row[:, :, None] * (3 * H * K) + unit[None, None, :]
     tl.store(place + H * K, d_keys, mask=there[:, :, None])
     tl.store(place + 2 * H * K, d_values, mask=there[:, :, None])
+
+
+@triton.jit
+def _attend_table_backward(
+    projected,
+    index,
+    upstream,
+    out,
+    B,
+    rows,
+    scale,
+    T: tl.constexpr,
+    TP: tl.constexpr,
+    START: tl.constexpr,
+    P: tl.constexpr,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    V: tl.constexpr,
+    VP: tl.constexpr,
+    PART: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Gradients of the table's rows of one position, for one head: summed as they are made, and never written
+    token by token. The sum is a product with a one-hot matrix (see `lookup`)."""
+    m = (tl.program_id(0) // T).to(tl.int64)
+    position = tl.program_id(0) % T
+    head = tl.program_id(1)
+    part = tl.program_id(2)
+    t = tl.arange(0, TP)
+    unit = (head * K + tl.arange(0, K))[None, :]
+    symbol = tl.arange(0, VP)
+    d_queries = tl.zeros((VP, K), tl.float32)
+    d_keys = tl.zeros((VP, K), tl.float32)
+    d_values = tl.zeros((VP, K), tl.float32)
+    for start in range(0, PART, BLOCK):
+        b = part * PART + start + tl.arange(0, BLOCK)
+        here = b < B
+        keys, values, _ = _keys_and_values(projected, index, B, rows, b, m, head, T, TP, H, K, True)
+        d_query = tl.zeros((BLOCK, K), tl.float32)
+        d_key = tl.zeros((BLOCK, K), tl.float32)
+        d_value = tl.zeros((BLOCK, K), tl.float32)
+        for p in range(P):
+            query = _query(projected, index, B, rows, b, m, head, START + p, T, H, K, True)
+            pattern = _pattern(query, keys, START + p, scale, T, TP, CAUSAL)
+            place = upstream + ((m * B + b) * P + p)[:, None] * (H * K) + unit
+            d_mixed = tl.load(place, mask=here[:, None], other=0.0)
+            d_pattern = tl.sum(d_mixed[:, None, :] * values, axis=2)
+            d_scores = pattern * (d_pattern - tl.sum(pattern * d_pattern, axis=1)[:, None]) * scale
+            mine = (t == position)[None, :]
+            d_key += tl.sum(tl.where(mine, d_scores, 0.0), axis=1)[:, None] * query
+            d_value += tl.sum(tl.where(mine, pattern, 0.0), axis=1)[:, None] * d_mixed
+            asking = tl.where(position == START + p, 1.0, 0.0)
+            d_query += asking * tl.sum(d_scores[:, :, None] * keys, axis=1)
+        token = tl.load(index + (m * B + b) * T + position, mask=here, other=-1) - position * V
+        one_hot = (symbol[:, None] == token[None, :]).to(tl.float32)
+        d_queries += tl.dot(one_hot, d_query, input_precision=PRECISION)
+        d_keys += tl.dot(one_hot, d_key, input_precision=PRECISION)
+        d_values += tl.dot(one_hot, d_value, input_precision=PRECISION)
+    models = tl.num_programs(0) // T
+    row = ((part * models + m) * T + position) * V + symbol
+    place = out + row[:, None] * (3 * H * K) + unit
+    known = (symbol < V)[:, None]
+    tl.store(place, d_queries, mask=known)
+    tl.store(place + H * K, d_keys, mask=known)
+    tl.store(place + 2 * H * K, d_values, mask=known)
 
 
 @triton.jit
@@ -267,6 +332,35 @@ def _attend_blocks_backward(
     tl.store(to + 2 * H * K, d_values, mask=there[:, None])
 
 
+def summed(projected: Tensor, index: Tensor, upstream: Tensor, settings: dict[str, Any]) -> Tensor:
+    """The table's gradient (M, S, 3D) for very short sequences."""
+    of = {name: value for name, value in settings.items() if name not in ("BY_TABLE", "BLOCK")}
+    models, rows, triple = projected.shape
+    batch, length = index.shape[1:]
+    programs = models * length * of["H"]
+    block = max(16, 2048 // (of["TP"] * of["K"]))
+    parts = max(1, min(triton.cdiv(batch, 8 * block), 1056 // programs))
+    part = triton.cdiv(triton.cdiv(batch, parts), block) * block
+    vocabulary = rows // length
+    out = projected.new_empty(parts, models, rows, triple)
+    _attend_table_backward[(models * length, of["H"], parts)](
+        projected,
+        index,
+        upstream,
+        out,
+        batch,
+        rows,
+        1 / math.sqrt(of["K"]),
+        **of,
+        V=vocabulary,
+        VP=max(16, triton.next_power_of_2(vocabulary)),
+        PART=part,
+        PRECISION=precision(),
+        BLOCK=block,
+    )
+    return out[0] if parts == 1 else out.sum(0)
+
+
 class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -313,6 +407,8 @@ class _Attend(torch.autograd.Function):
         projected, index = ctx.saved_tensors
         models, rows, triple = projected.shape
         of = ctx.settings
+        if of["BY_TABLE"] and "PRECISION" not in of:
+            return summed(projected, index, gradients[0].contiguous(), of), *(None,) * 6
         shape = (models, ctx.batch, of["T"], triple)
         # Queries that nobody asked for have no gradient; by table, `sum_rows` does not read their place.
         fresh = of["BY_TABLE"] or of["P"] == of["T"]

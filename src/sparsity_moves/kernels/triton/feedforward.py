@@ -15,11 +15,14 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
+from sparsity_moves.kernels.triton.linear import summed_product
 from sparsity_moves.model.architecture import FeedForward, Parameters
 from sparsity_moves.model.routing import Routing
 
 NONE, RELU, SILU, GELU = 0, 1, 2, 3
 CODES = {"none": NONE, "relu": RELU, "silu": SILU, "gelu": GELU}
+TILE = 2048
+"""Hidden units a program holds at once."""
 OPEN, SHUT, WEIGHED = 0, 1, 2
 """Gates: every block open; 0 or 1; any number, with a gradient of its own."""
 
@@ -182,7 +185,7 @@ class _FeedForward(torch.autograd.Function):
             "GATED": w_up is not None,
             "BIASED": b_in is not None,
             "GATE": gate,
-            "BLOCK": max(1, 2048 // padded),
+            "BLOCK": max(1, TILE // padded),
             "WP": padded,
         }
         grid = (triton.cdiv(tokens, ctx.settings["BLOCK"]), experts, models)
@@ -208,7 +211,7 @@ class _FeedForward(torch.autograd.Function):
         upstream = gradients[0].contiguous()
         models, tokens = x.shape[:2]
         of = ctx.settings
-        d_w_out = hidden.transpose(1, 2) @ upstream
+        d_w_out = summed_product(hidden, upstream)
         d_gates = torch.empty_like(gates) if of["GATE"] == WEIGHED else None
         d_b_out = None
         if b_out is not None:
@@ -235,11 +238,11 @@ class _FeedForward(torch.autograd.Function):
             CHUNK=chunk,
         )
         d_before = d_hidden
-        d_w_in = x.transpose(1, 2) @ d_before
+        d_w_in = summed_product(x, d_before)
         d_x = d_before @ w_in.transpose(1, 2)
         d_w_up = None
         if d_up is not None:
-            d_w_up = x.transpose(1, 2) @ d_up
+            d_w_up = summed_product(x, d_up)
             d_x = torch.baddbmm(d_x, d_up, w_up.transpose(1, 2))
         if d_gates is not None and b_out is not None:
             d_gates += upstream @ b_out.transpose(1, 2)

@@ -14,6 +14,8 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sparsity_moves.kernels.triton.linear import summed_product
+
 
 @triton.jit
 def _entropy(
@@ -55,7 +57,7 @@ class _Entropy(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, unembed: Tensor, targets: Tensor) -> Tensor:
         classes = unembed.shape[-1]
         padded = F.pad(unembed, (0, -classes % 8))
-        flat, targets = x.flatten(1, 2), targets.contiguous()
+        flat, targets = x.flatten(1, 2).contiguous(), targets.contiguous()
         logits = flat @ padded
         out = logits.new_empty(targets.shape)
         stride = padded.shape[-1]
@@ -72,7 +74,7 @@ class _Entropy(torch.autograd.Function):
             logits, targets, gradients[0].contiguous(), targets.numel(), **ctx.settings
         )
         d_x = (logits @ padded.transpose(1, 2)).view(ctx.shape)
-        d_unembed = (flat.transpose(1, 2) @ logits)[..., : ctx.settings["C"]]
+        d_unembed = summed_product(flat, logits)[..., : ctx.settings["C"]]
         return d_x, d_unembed, None
 
 

@@ -137,9 +137,7 @@ def _route_backward(
 
 class _Route(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, router: Tensor, top_k: int, gate: int, first: int, answers: int
-    ) -> Any:
+    def forward(ctx: Any, x: Tensor, router: Tensor, top_k: int, gate: int, first: int, answers: int) -> Any:
         models, batch, positions, width = x.shape
         experts = router.shape[-1]
         tokens = batch * positions
