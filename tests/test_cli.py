@@ -122,6 +122,27 @@ def test_verify_finds_a_damaged_run_and_training_mends_it(command, results):
     assert command("verify", "--profile", "smoke")[0] == 0
 
 
+def test_certified_numbers_are_verified_until_the_tables_change(command, results):
+    status, out, _ = command("certify", "--profile", "smoke")
+    assert status == 0
+    assert "published numbers over 2 runs" in out
+    command("train", "--profile", "smoke")
+    status, out, _ = command("verify", "--profile", "smoke")
+    assert status == 0
+    assert "computed again from the tables, they are the same" in out
+    path = results / "certificate.json"
+    path.write_bytes(path.read_bytes()[:-9])
+    status, _, err = command("verify", "--profile", "smoke")
+    assert status == 1
+    assert "certificate.json is missing or damaged" in err
+
+
+def test_nothing_is_certified_before_there_are_tables(command):
+    status, _, err = command("certify", "--profile", "smoke")
+    assert status == 2
+    assert "sparsity-moves train --profile smoke" in one_sentence(err)
+
+
 def test_runs_packed_in_one_place_are_merged_in_another(command, results, tmp_path):
     pack = str(tmp_path / "pack")
     status, out, _ = command("export", pack, "--profile", "smoke", "--checkpoints", SPECS[0].spec_id)

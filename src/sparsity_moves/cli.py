@@ -1,4 +1,4 @@
-"""The command line: sparsity-moves train · status · verify · export · merge · book · chapter · bench."""
+"""The command line: sparsity-moves train · status · verify · certify · export · merge · book · chapter · bench."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -14,11 +14,8 @@ from rich.table import Table
 
 from sparsity_moves import studies
 from sparsity_moves.errors import UserError
-from sparsity_moves.store import export
-from sparsity_moves.training import Profile
-
-Moment = Literal["first_best", "grokked", "final"]
-MOMENTS: tuple[Moment, ...] = get_args(Moment)
+from sparsity_moves.names import MOMENTS, EngineName, Moment, Profile, results_folder
+from sparsity_moves.store import Store, export
 
 
 @dataclass(frozen=True)
@@ -27,14 +24,25 @@ class Train:
 
     profile: Profile = "laptop"
     workers: int | None = None
-    """Processes at once; as many as there are cores unless given."""
+    """Shards in training at once; as many as there are cores or GPUs unless given."""
+    engine: EngineName = "local"
+    """Processes of this machine, or workers of a Ray cluster (needs the extra `ray`)."""
+    address: str | None = None
+    """Of a Ray cluster that is running (`auto`, or host and port); one is started here unless given."""
     checkpoints: tuple[Moment, ...] = MOMENTS
     """Moments whose parameters are kept; none where the option is given alone."""
 
     def run(self) -> int:
         where = studies.store(self.profile)
         specs = list(dict.fromkeys(spec for study in studies.every(self.profile) for spec in study.specs))
-        trained = studies.engine.run(specs, where, workers=self.workers, checkpoints=self.checkpoints)
+        trained = studies.engine.run(
+            specs,
+            where,
+            engine=self.engine,
+            address=self.address,
+            workers=self.workers,
+            checkpoints=self.checkpoints,
+        )
         studies.write_tables(self.profile)
         print(f"{trained} models trained, {len(specs) - trained} were there already; tables in {where.root}")
         return 0
@@ -60,17 +68,40 @@ class Status:
 
 @dataclass(frozen=True)
 class Verify:
-    """Check every stored run and table against its checksum."""
+    """Check every stored run and table against its checksum, and the certificate against the tables.
+
+    Needs no torch.
+    """
 
     profile: Profile = "laptop"
 
     def run(self) -> int:
-        where = studies.store(self.profile)
-        if damage := where.damage():
+        from sparsity_moves.studies import certificate
+
+        where = Store(results_folder(self.profile))
+        certified = (where.root / certificate.FILE).exists()
+        if damage := where.damage() or (certificate.check(where) if certified else []):
             print("\n".join(damage), file=sys.stderr)
             return 1
-        tables = "both tables" if (where.root / "manifest.json").exists() else "no tables yet"
+        tables = "both tables" if where.tables else "no tables yet"
         print(f"{len(where.spec_ids())} runs and {tables} in {where.root} match their checksums")
+        if certified:
+            print(f"{certificate.summary(where)}: computed again from the tables, they are the same")
+        return 0
+
+
+@dataclass(frozen=True)
+class Certify:
+    """Write down every published number that the tables give again, with its interval, and what they came from."""
+
+    profile: Profile = "laptop"
+
+    def run(self) -> int:
+        from sparsity_moves.studies import certificate
+
+        where = Store(results_folder(self.profile))
+        certificate.certify(where, certificate.lock_file())
+        print(f"{certificate.summary(where)}, in {where.root / certificate.FILE}")
         return 0
 
 
@@ -175,6 +206,7 @@ Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Status, tyro.conf.subcommand("status")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
+    | Annotated[Certify, tyro.conf.subcommand("certify")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Merge, tyro.conf.subcommand("merge")]
     | Annotated[Book, tyro.conf.subcommand("book")]

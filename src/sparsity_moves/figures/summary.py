@@ -5,15 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
-from scipy.stats import bootstrap
 
+from sparsity_moves.studies.statistics import METHOD as METHOD  # figures say how an interval was made
+from sparsity_moves.studies.statistics import interval
 from sparsity_moves.training.fleet import GROKKED
 
-RESAMPLES = 9_999
 CONVERGED = {"add7": ("exact_match", 0.995), "histogram": ("accuracy", 0.98)}
 """From which share on a model counts as having learned its task. Modular addition: from when it has grokked."""
-
-METHOD = f"95\u00a0% percentile bootstrap over seeds, {RESAMPLES} resamples with a fixed random state"
 
 
 @dataclass(frozen=True)
@@ -32,13 +30,7 @@ def summary(values: Sequence[float]) -> Summary:
     data = np.asarray(values, dtype=float)
     if len(data) == 0:
         raise ValueError("a mean needs at least one value")
-    low: float | None = None
-    high: float | None = None
-    if len(data) > 1:
-        found = bootstrap(
-            (data,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(0)
-        ).confidence_interval
-        low, high = float(found.low), float(found.high)
+    low, high = interval(values) or (None, None)
     return Summary(float(data.mean()), float(data.std()), low, high, len(data))
 
 

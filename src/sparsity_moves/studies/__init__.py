@@ -1,49 +1,69 @@
-"""Which runs a chapter needs, and the way from them to tables: train what is missing, then read."""
+"""Which runs a chapter needs, and the way from them to tables: train what is missing, then read.
+
+What trains is imported when it is asked for, so that published numbers and certificates can be read, and checked,
+where there is no torch.
+"""
 
 from __future__ import annotations
 
 import os
+import subprocess
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparsity_moves.errors import UserError
+from sparsity_moves.names import results_folder
 from sparsity_moves.store import Store, Taken
 from sparsity_moves.store import merge as merge_pack
 from sparsity_moves.store.shards import seconds as training_seconds
-from sparsity_moves.studies import engine, redistribution, sweep
-from sparsity_moves.studies.arms import ARMS, arm
-from sparsity_moves.studies.study import Results, Study, results, seeds, tables
-from sparsity_moves.training import Profile, settings
 
-CHAPTERS = {"redistribution": (redistribution, sweep)}
+if TYPE_CHECKING:
+    from sparsity_moves.studies import engine, redistribution, sweep
+    from sparsity_moves.studies.arms import ARMS, arm
+    from sparsity_moves.studies.study import Results, Study, results, seeds, tables
+    from sparsity_moves.training import Profile
+
+CHAPTERS = {"redistribution": ("redistribution", "sweep")}
 """Studies by the chapter that shows them."""
+
+_HOME = {"ARMS": "arms", "arm": "arms"} | dict.fromkeys(
+    ("Results", "Study", "results", "seeds", "tables"), "study"
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    if name == "engine" or any(name in modules for modules in CHAPTERS.values()):
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def store(profile: Profile) -> Store:
-    """Where a profile's runs lie: `results/<profile>` of the checkout, or under SPARSITY_MOVES_RESULTS.
+    """Where a profile's runs are stored. Raises `UserError` for a profile that is not there."""
+    from sparsity_moves.training import settings
 
-    A notebook runs in `book/`, so the checkout is looked for upwards; outside of one, `results` is made here.
-    """
-    settings(profile, "add7")  # refuses a profile that is not there
-    if elsewhere := os.environ.get("SPARSITY_MOVES_RESULTS"):
-        return Store(Path(elsewhere) / profile)
-    here = Path.cwd()
-    checkout = next((folder for folder in (here, *here.parents) if (folder / "_toc.yml").exists()), here)
-    return Store(Path(os.path.relpath(checkout / "results")) / profile)
+    settings(profile, "add7")
+    return Store(results_folder(profile))
 
 
 def every(profile: Profile) -> list[Study]:
     """All studies of the book at their default settings."""
-    return [module.study(profile) for modules in CHAPTERS.values() for module in modules]
+    return [
+        import_module(f"{__name__}.{name}").study(profile) for names in CHAPTERS.values() for name in names
+    ]
 
 
 def run(study: Study, *, moment: str | None = None) -> Results:
     """Train what the store misses of a study, then give its tables.
 
     Where a `moment` is named, the runs' parameters then are wanted too (tables alone do not hold them).
-
     Progress is shown in a terminal and in JupyterLab, not while the book is built: it would end up in the page.
     """
+    from sparsity_moves.studies import engine
+    from sparsity_moves.studies.study import results
+
     where = store(study.profile)
     engine.run(study.specs, where, moment=moment, quiet="SPARSITY_MOVES_DATA_DIR" in os.environ)
     return results(study, where)
@@ -51,6 +71,8 @@ def run(study: Study, *, moment: str | None = None) -> Results:
 
 def write_tables(profile: Profile) -> None:
     """runs.parquet, curves.parquet and manifest.json of a profile, from what is stored of its studies."""
+    from sparsity_moves.studies.study import tables
+
     where = store(profile)
     with where.writing():
         runs, curves = tables(every(profile), where)
@@ -78,8 +100,6 @@ def merge(profile: Profile, folder: Path) -> Taken:
 
 def source_commit() -> str | None:
     """The commit of the source tree, None outside a git checkout."""
-    import subprocess
-
     here = Path(__file__).parent
     try:
         done = subprocess.run(
@@ -105,5 +125,6 @@ __all__ = [
     "seeds",
     "store",
     "sweep",
+    "tables",
     "write_tables",
 ]

@@ -13,6 +13,8 @@ from pathlib import Path
 import polars as pl
 
 from sparsity_moves.errors import UserError
+from sparsity_moves.names import results_folder
+from sparsity_moves.store import Store
 
 SOURCES = {
     "paper": "stated in the paper",
@@ -66,9 +68,7 @@ def full_scale(study: str) -> pl.DataFrame | None:
     None where no such table is stored, or where it has no run of this study. Raises `Broken` where the table is
     damaged.
     """
-    from sparsity_moves import studies
-
-    store = studies.store("paper")
+    store = Store(results_folder("paper"))
     if not (store.root / "manifest.json").exists():
         return None
     rows = store.table("runs.parquet").filter(study=study)

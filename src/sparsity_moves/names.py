@@ -1,0 +1,24 @@
+"""Words that the command line shares with the code that trains, kept where no torch is needed to know them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal, get_args
+
+Profile = Literal["smoke", "laptop", "paper"]
+Moment = Literal["first_best", "grokked", "final"]
+MOMENTS: tuple[Moment, ...] = get_args(Moment)
+EngineName = Literal["local", "ray"]
+
+
+def results_folder(profile: Profile) -> Path:
+    """Where a profile's runs lie: `results/<profile>` of the checkout, or under SPARSITY_MOVES_RESULTS.
+
+    A notebook runs in `book/`, so the checkout is looked for upwards; outside of one, `results` is made here.
+    """
+    if elsewhere := os.environ.get("SPARSITY_MOVES_RESULTS"):
+        return Path(elsewhere) / profile
+    here = Path.cwd()
+    checkout = next((folder for folder in (here, *here.parents) if (folder / "_toc.yml").exists()), here)
+    return Path(os.path.relpath(checkout / "results")) / profile

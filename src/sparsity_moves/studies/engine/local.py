@@ -1,0 +1,106 @@
+"""The local engine: a process a core, each with one thread; with NVIDIA GPUs a process a GPU, pinned to it.
+
+A shard's runs are measured and stored by the process that trained them, so that a killed run loses the shards in
+flight and no more.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Collection
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from queue import Empty
+from typing import Any
+
+import torch
+
+from sparsity_moves.errors import UserError
+from sparsity_moves.store import Store
+from sparsity_moves.studies.engine.planning import Shard
+from sparsity_moves.studies.engine.worker import cores, prepare, train_shard
+
+_heard: Any = None
+
+
+def _begin(heard: Any, gpus: Any, parent: int) -> None:
+    """Start of a worker: its own GPU if there are any, and an end when the parent ends, however it does."""
+    global _heard
+    _heard = heard
+    if gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus.get()
+    prepare()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _work(number: int, shard: Shard, store: Store, checkpoints: Collection[str] | None) -> int:
+    """Train, measure and store one shard."""
+    for spec_id, files in train_shard(shard, checkpoints, lambda part: _heard.put((number, part)), every=0.2):
+        store.put(spec_id, files)
+    return number
+
+
+def visible_gpus() -> list[str]:
+    """The names by which `CUDA_VISIBLE_DEVICES` knows the GPUs that this process may use."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = given.split(",") if given else [str(i) for i in range(torch.cuda.device_count())]
+    return names[: torch.cuda.device_count()]
+
+
+class LocalEngine:
+    """Processes of this machine. See `Engine` for what the methods promise."""
+
+    def __init__(self, store: Store, checkpoints: Collection[str] | None, workers: int | None) -> None:
+        self.store, self.checkpoints = store, checkpoints
+        gpus = visible_gpus()
+        self.device = "cuda" if gpus else "cpu"
+        self.slots = min(workers or len(gpus), len(gpus)) if gpus else workers or cores()
+        context = get_context("spawn")
+        self.heard = context.Queue()
+        names = context.Queue() if gpus else None
+        for name in gpus[: self.slots]:
+            names.put(name)  # type: ignore[union-attr]
+        self.pool = ProcessPoolExecutor(self.slots, context, _begin, (self.heard, names, os.getpid()))
+        self.pending: set[Future[int]] = set()
+
+    def submit(self, number: int, shard: Shard) -> None:
+        try:
+            self.pending.add(self.pool.submit(_work, number, shard, self.store, self.checkpoints))
+        except BrokenProcessPool:
+            raise self._ended() from None
+
+    def poll(self, seconds: float) -> tuple[dict[int, float], list[int]]:
+        done, self.pending = wait(self.pending, timeout=seconds, return_when=FIRST_COMPLETED)
+        try:
+            finished = [future.result() for future in done]
+        except BrokenProcessPool:
+            raise self._ended() from None
+        parts = {}
+        try:
+            while True:
+                number, part = self.heard.get_nowait()
+                parts[number] = part
+        except Empty:
+            return parts, finished
+
+    def close(self) -> None:
+        """Let no worker go on with what nobody waits for."""
+        if self.pending:
+            for process in list((self.pool._processes or {}).values()):
+                process.terminate()
+        self.pool.shutdown(cancel_futures=True)
+
+    @staticmethod
+    def _ended() -> UserError:
+        return UserError("a training process was ended from outside (out of memory?)")
