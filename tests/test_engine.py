@@ -15,6 +15,7 @@ import pytest
 from sparsity_moves.errors import UserError
 from sparsity_moves.store import Store
 from sparsity_moves.studies import Study, arm, engine, results, tables
+from sparsity_moves.studies.engine import local
 
 LOOKS = {"steps": 120, "evaluate_every": 30}
 SPECS = [
@@ -167,6 +168,32 @@ def test_a_damaged_run_is_trained_again_and_comes_out_the_same(tmp_path, capsys)
 def test_a_spec_asked_for_twice_is_trained_once(tmp_path):
     spec = arm("dense", "smoke", "add7", 1, steps=2, evaluate_every=1)
     assert engine.run([spec, spec], Store(tmp_path), quiet=True) == 1
+
+
+def own_gpu(_) -> str:
+    time.sleep(3)  # long enough for the other worker to begin
+    return os.environ["CUDA_VISIBLE_DEVICES"]
+
+
+class TestSeveralGpus:
+    """A process a GPU, each of which sees its own and no other."""
+
+    @pytest.mark.parametrize(
+        ("given", "names"), [(None, ["0", "1"]), ("3,5", ["3", "5"]), ("GPU-a,GPU-b", ["GPU-a", "GPU-b"])]
+    )
+    def test_they_are_called_as_the_system_calls_them(self, monkeypatch, given, names):
+        monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if given:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+        assert local.visible_gpus() == names
+
+    def test_each_worker_has_its_own(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(local, "visible_gpus", lambda: ["3", "5"])
+        engine = local.LocalEngine(Store(tmp_path), None, None)
+        assert (engine.device, engine.slots) == ("cuda", 2)
+        assert set(engine.pool.map(own_gpu, range(2))) == {"3", "5"}
+        engine.close()
 
 
 class TestShards:
