@@ -6,6 +6,7 @@ TORCH   := 2.13.0
 VENV    := .venv
 BIN     := $(VENV)/bin
 READY   := $(VENV)/.ready
+TESTS   := $(VENV)/.tests
 LAB     := $(VENV)/.lab
 PIP     := $(BIN)/python -m pip --disable-pip-version-check
 
@@ -27,7 +28,7 @@ book: $(READY)  ## retrain the models (PROFILE=laptop) and build the book
 	@$(BIN)/sparsity-moves book --profile $(PROFILE)
 	@echo "Open file://$(CURDIR)/_build/html/index.html"
 
-test: $(READY)  ## check style, types and behaviour
+test: $(TESTS)  ## check style, types and behaviour
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -61,12 +62,16 @@ $(READY): pyproject.toml constraints.txt
 	else \
 	  $(PIP) install -c constraints.txt 'torch==$(TORCH)'; \
 	fi
+	$(PIP) install -q --progress-bar on -c constraints.txt -e '.[book]'
+	@touch $@
+
+$(TESTS): $(READY)
 	$(PIP) install -q --progress-bar on -c constraints.txt -e '.[book,test]'
 	@touch $@
 
 # A double click on a chapter opens it as a notebook; the setting stays inside .venv.
 $(LAB): $(READY)
-	$(PIP) install -q -c constraints.txt -e '.[book,test,lab]'
+	$(PIP) install -q -c constraints.txt -e '.[book,lab]'
 	@mkdir -p $(VENV)/etc/jupyter/labconfig
 	@$(BIN)/jupytext-config --settings-file $(VENV)/etc/jupyter/labconfig/default_setting_overrides.json set-default-viewer markdown myst
 	@touch $@

@@ -17,6 +17,10 @@
   async function draw(chart) {
     const spec = JSON.parse(chart.querySelector("script").textContent);
     const embed = await vega();
+    if (chart.clientWidth < 500) {
+      narrow(spec, chart.clientWidth);
+      chart.dataset.narrow = "true";
+    }
     const { view } = await embed(chart, spec, {
       actions: false, renderer: "svg", defaultStyle: false, tooltip: { disableDefaultStyle: true },
     });
@@ -25,6 +29,27 @@
     powers(chart);
     watch(chart);
     chart.dataset.drawn = "true";
+  }
+
+  // On a phone, plots give way to their axes' labels, and titles run over several lines.
+  function narrow(node, room) {
+    if (Array.isArray(node)) { node.forEach((part) => narrow(part, room)); return; }
+    if (node === null || typeof node !== "object") return;
+    for (const [key, value] of Object.entries(node)) {
+      if (key === "width" && typeof value === "number") node.width = Math.min(value, room - 130);
+      else if (key === "title" && value?.subtitle) {
+        node.title = { ...value, text: lines(value.text, room), subtitle: lines(value.subtitle, room) };
+      } else if (!["data", "datasets", "params", "transform"].includes(key)) narrow(value, room);
+    }
+  }
+
+  function lines(text, room) {
+    const out = [""];
+    for (const word of [text].flat().join(" ").split(" ")) {
+      const longer = (out.at(-1) + " " + word).trim();
+      if (longer.length * 6.5 > room - 40 && out.at(-1)) out.push(word); else out[out.length - 1] = longer;
+    }
+    return out;
   }
 
   // The picture is one image with one name; its controls stay outside of it.
