@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
@@ -15,6 +16,7 @@ from sparsity_moves.training import Spec
 TASKS = ("add7", "modular_addition", "histogram")
 
 
+@cache
 def runs(profile: str) -> list[Study]:
     return studies.every(profile)
 
@@ -96,6 +98,7 @@ class TestSweeps:
             ("balance", "balance_weight", {0.0, 0.001, 0.01, 0.1, 1.0}),
             ("beta2", "beta2", {0.98, 0.999}),
             ("frozen", "frozen", {"none", "attention", "ffn"}),
+            ("dropout", "dropout", {0.0, 0.1, 0.3}),
             ("held_out", "train_below", {None, 3}),
         ],
     )

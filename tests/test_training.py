@@ -130,6 +130,8 @@ STACKED += [
 STACKED += [
     ("histogram", "moe_glu", {"symbols": 7, "batch": 3}),
     ("add7", "moe", {"batch": 7, "depth": 2, "norm": "rms"}),
+    ("add7", "dense", {"dropout": 0.3, "depth": 2}),
+    ("modular_addition", "moe_glu", {"dropout": 0.1, "dropout_at": "hidden"}),
 ]
 
 
@@ -298,6 +300,7 @@ def test_divergence_is_recorded_not_hidden(task):
         ({"modulus": 5}, "the task add7 has no setting 'modulus'"),
         ({"decay": 61}, "over 0 to all 60 steps, not 61"),
         ({"no_such": 1}, "no setting called 'no_such'"),
+        ({"dropout": 1.0}, "from 0 to below 1, not 1.0"),
         ({"heads": 7}, "7 heads do not divide a model width of 32"),
     ],
 )
@@ -314,6 +317,8 @@ def test_an_unknown_arm_profile_or_task_is_refused_with_those_there_are():
         settings("huge", "add7")
     with pytest.raises(UserError, match="no task is called 'sorting'"):
         settings("smoke", "sorting")
+    with pytest.raises(UserError, match="no place of dropout is called 'input'; there are outputs, hidden"):
+        arm("dense", "smoke", "add7", 1, dropout_at="input")
 
 
 def test_experts_that_do_not_divide_the_width_are_refused():

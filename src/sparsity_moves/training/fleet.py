@@ -19,6 +19,7 @@ from sparsity_moves import kernels
 from sparsity_moves.model import Parameters, forward, stack
 from sparsity_moves.tasks import Sequences
 from sparsity_moves.training import data
+from sparsity_moves.training.dropout import Dropout
 from sparsity_moves.training.evaluation import accuracy, correct, exact_match, held_out_accuracy
 from sparsity_moves.training.spec import Spec
 
@@ -87,6 +88,7 @@ class Fleet:
         positions = range(self.architecture.task.length) if wanted else self.architecture.task.read_out
         self.balance_positions = tuple(positions) if self.spec.balance_weight else ()
         self.kernels = kernels.choose(self.architecture, self.device)
+        self.dropout = Dropout(specs, self.device) if self.spec.dropout else None
         self.recording: _Recording | None = None
 
     def views(self, flat: Float[Tensor, "M P"]) -> Parameters:
@@ -103,6 +105,7 @@ class Fleet:
             self.architecture,
             self.parameters,
             tokens,
+            edits=None if self.dropout is None else self.dropout.edits(),
             balance_positions=self.balance_positions,
             kernels=self.kernels,
         )
@@ -113,6 +116,8 @@ class Fleet:
         """One update; gives each model's cross-entropy before it (on a GPU, until the next step overwrites it)."""
         if self.spec.decay:
             self.set_learning_rate()
+        if self.dropout is not None:
+            self.dropout.at(self.steps_done)
         if self.device.type == "cuda":
             if self.recording is None:
                 self.recording = _Recording(self, tokens, targets)
