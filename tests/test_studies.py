@@ -9,9 +9,11 @@ from functools import cache
 import pytest
 
 from sparsity_moves import studies
+from sparsity_moves.measures import measure
 from sparsity_moves.model import count
-from sparsity_moves.studies import ARMS, Study, arm, controls, sweeps, training_flops
-from sparsity_moves.training import Spec
+from sparsity_moves.store import Store
+from sparsity_moves.studies import ARMS, Study, arm, controls, kept, sweeps, training_flops
+from sparsity_moves.training import Spec, train
 
 TASKS = ("add7", "modular_addition", "histogram")
 
@@ -19,6 +21,11 @@ TASKS = ("add7", "modular_addition", "histogram")
 @cache
 def runs(profile: str) -> list[Study]:
     return studies.every(profile)
+
+
+@cache
+def sweep(family: str) -> Study:
+    return sweeps.study(family)
 
 
 def addresses(found: list[Study]) -> str:
@@ -73,7 +80,7 @@ class TestSweeps:
 
     @pytest.mark.parametrize("family", sweeps.FAMILIES)
     def test_a_point_has_at_least_five_seeds_and_twenty_on_add_7(self, family):
-        study = sweeps.study(family)
+        study = sweep(family)
         for name, spec in study.runs:
             same = [s for n, s in study.runs if (n, s.task) == (name, spec.task)]
             assert len({s.seed for s in same}) == len(same) == (20 if spec.task == "add7" else 5)
@@ -81,7 +88,7 @@ class TestSweeps:
 
     @pytest.mark.parametrize("family", sweeps.FAMILIES)
     def test_every_arm_of_it_is_there_unchanged_too(self, family):
-        specs = set(sweeps.study(family).specs)
+        specs = set(sweep(family).specs)
         for name in sweeps.FAMILIES[family].arms:
             for task in sweeps.FAMILIES[family].tasks:
                 assert arm(name, "paper", task, 42) in specs
@@ -103,22 +110,22 @@ class TestSweeps:
         ],
     )
     def test_its_setting_takes_these_values(self, family, field, values):
-        assert {getattr(spec, field) for spec in sweeps.study(family).specs} == values
+        assert {getattr(spec, field) for spec in sweep(family).specs} == values
 
     def test_weight_decay_takes_four_values_beside_the_tasks_own(self):
-        specs = sweeps.study("weight_decay").specs
+        specs = sweep("weight_decay").specs
         own = {"add7": 0.01, "modular_addition": 1.0, "histogram": 0.0}
         for task, value in own.items():
             assert {s.weight_decay for s in specs if s.task == task} == {value, 0.1, 0.5, 1.0, 2.0}
 
     def test_the_ffn_grows_with_the_model(self):
-        for name, spec in sweeps.study("model_width").runs:
+        for name, spec in sweep("model_width").runs:
             if name.startswith(("dense", "moe")) and "glu" not in name:
                 assert spec.width == 4 * spec.d_model
 
     def test_what_has_a_name_keeps_it(self):
         def names(family: str, task: str) -> set[str]:
-            return {name for name, spec in sweeps.study(family).runs if spec.task == task}
+            return {name for name, spec in sweep(family).runs if spec.task == task}
 
         assert {"moe_e2", "moe", "moe_e16", "dense", "glu"} < names("experts", "add7")
         assert {"moe", "moe_top2", "moe_top4", "moe_top2_frozen"} < names("top_k", "add7")
@@ -133,6 +140,55 @@ class TestSweeps:
 
     def test_they_run_at_the_size_of_a_test_too(self):
         assert all(spec.profile == "smoke" for study in sweeps.studies("smoke") for spec in study.specs)
+
+
+class TestKept:
+    """Which parameters are stored."""
+
+    @pytest.mark.parametrize("profile", ["smoke", "laptop"])
+    def test_all_where_they_are_few(self, profile):
+        assert kept(arm("moe_hash", profile, "add7", 3)) == ("first_best", "grokked", "final")
+
+    def test_at_full_scale_one_model_of_the_arms_that_the_book_opens(self):
+        specs = {spec for study in runs("paper") for spec in study.specs}
+        opened = {(s.task, n): kept(s) for n, s in controls.study("paper").runs if kept(s)}
+        arms = ("dense", "narrow", "glu", "moe", "moe_frozen", "moe_switch", "moe_glu")
+        expected = {
+            "add7": ("first_best", "final"),
+            "modular_addition": ("grokked",),
+            "histogram": ("first_best",),
+        }
+        assert opened == {(task, name): expected[task] for task in TASKS for name in arms}
+        assert sum(bool(kept(spec)) for spec in specs) == len(opened) == 21
+        assert kept(arm("dense", "paper", "add7", 137)) == ()
+        assert kept(arm("dense", "paper", "add7", 42, norm="rms")) == ()
+
+    def test_what_is_asked_for_is_kept_all_the_same(self, tmp_path):
+        """And a run that was stored without it is trained again, once."""
+        spec = arm("dense", "paper", "add7", 1, digits=1, steps=2, evaluate_every=1)
+        store = Store(tmp_path)
+        for moment, trained, there in [
+            (None, 1, []),
+            (None, 0, []),
+            ("final", 1, ["final", "first_best"]),
+            ("final", 0, ["final", "first_best"]),
+        ]:
+            assert studies.engine.run([spec], store, moment=moment, quiet=True) == trained
+            assert sorted(store.kept(spec.spec_id)) == there
+
+    def test_some_moments_give_way_to_more_and_not_to_others(self, tmp_path):
+        spec = arm("dense", "smoke", "add7", 1, steps=2, evaluate_every=1)
+        store = Store(tmp_path)
+        for named, there in [
+            (("first_best",), ["first_best"]),
+            (("final",), ["first_best"]),
+            (("final", "first_best"), ["final", "first_best"]),
+            ((), ["final", "first_best"]),
+        ]:
+            (run,) = train([spec])
+            store.save(run, measure([run])[0], {"shard_models": 1, "shard_seconds": 1.0}, named)
+            assert sorted(store.kept(spec.spec_id)) == there
+            assert store.damage() == []
 
 
 class TestCost:

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from sparsity_moves import studies
 from sparsity_moves.errors import UserError
-from sparsity_moves.names import MOMENTS, EngineName, Moment, Profile, results_folder
+from sparsity_moves.names import EngineName, Moment, Profile, results_folder
 from sparsity_moves.store import Store, export
 
 if TYPE_CHECKING:
@@ -33,8 +33,9 @@ class Train:
     """Processes of this machine, or workers of a Ray cluster (needs the extra `ray`)."""
     address: str | None = None
     """Of a Ray cluster that is running (`auto`, or host and port); one is started here unless given."""
-    checkpoints: tuple[Moment, ...] = MOMENTS
-    """Moments whose parameters are kept; none where the option is given alone."""
+    checkpoints: tuple[Moment, ...] | None = None
+    """Moments whose parameters are kept, none where the option is given alone; unless it is given, all, and in the
+    paper profile those of a few runs."""
 
     def run(self) -> int:
         where = studies.store(self.profile)

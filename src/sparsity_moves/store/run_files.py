@@ -77,7 +77,10 @@ def encode(
 
 
 def kept(path: Path) -> list[str]:
-    """The moments whose parameters a checkpoint file holds, by its header."""
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    """The moments whose parameters a checkpoint file holds, by its header; none where it is not there or no such."""
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    except (OSError, ValueError, OverflowError, MemoryError):
+        return []
     return list(dict.fromkeys(name.split("/")[0] for name in header if name != "__metadata__"))

@@ -74,12 +74,8 @@ class Store:
 
     def kept(self, spec_id: str) -> list[str]:
         """The moments at which a run's parameters are stored."""
-        for path in (self.runs / spec_id / CHECKPOINT, self.root / checkpoint_name(spec_id)):
-            try:
-                return kept(path)
-            except (OSError, ValueError):
-                continue
-        return []
+        own = self.runs / spec_id / CHECKPOINT
+        return kept(own) or kept(self.root / checkpoint_name(spec_id))
 
     def settings(self) -> dict[str, dict[str, Any]]:
         """The settings of every whole run, protocol included, by its spec_id."""
@@ -107,8 +103,8 @@ class Store:
     def put(self, spec_id: str, files: RunFiles) -> None:
         """Put a run in place. A run that is there already stays: it is the same, by its address.
 
-        It gives way only to one that has a checkpoint which it lacks. Raises `UserError` where the disk refuses;
-        nothing half-written is left under the run's name.
+        It gives way only to one that has the parameters of its moments and of others too. Raises `UserError`
+        where the disk refuses; nothing half-written is left under the run's name.
         """
         target, part = self.runs / spec_id, self.runs / f".{spec_id}.{os.getpid()}.part"
         with explained(target):
@@ -118,7 +114,7 @@ class Store:
                 for name, content in files.items():
                     (part / name).write_bytes(content)
                     sync(part / name)
-                if target.exists() and CHECKPOINT in files and not (target / CHECKPOINT).exists():
+                if target.exists() and set(kept(part / CHECKPOINT)) > set(kept(target / CHECKPOINT)):
                     shutil.rmtree(target)
                 try:
                     part.rename(target)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sparsity_moves.studies import controls, engine, redistribution, sweep, sweeps
     from sparsity_moves.studies.arms import ARMS, arm
     from sparsity_moves.studies.cost import training_flops
+    from sparsity_moves.studies.keeping import kept
     from sparsity_moves.studies.study import Results, Study, results, seeds, tables
     from sparsity_moves.training import Profile
 
@@ -29,7 +30,7 @@ CHAPTERS = {"redistribution": ("redistribution", "sweep")}
 """Studies by the chapter that shows them."""
 
 _MODULES = ("controls", "engine", "redistribution", "sweep", "sweeps")
-_HOME = {"ARMS": "arms", "arm": "arms", "training_flops": "cost"} | dict.fromkeys(
+_HOME = {"ARMS": "arms", "arm": "arms", "kept": "keeping", "training_flops": "cost"} | dict.fromkeys(
     ("Results", "Study", "results", "seeds", "tables"), "study"
 )
 
@@ -126,6 +127,7 @@ __all__ = [
     "controls",
     "engine",
     "every",
+    "kept",
     "merge",
     "redistribution",
     "results",

@@ -7,7 +7,8 @@ So the same run is trained once, and a name means one setting of a task.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from sparsity_moves.studies.arms import ARMS, arm
@@ -74,10 +75,10 @@ SEEDS: dict[Profile, dict[TaskName, int]] = {
 }
 
 
-def named(name: str, suffix: str, spec: Spec) -> str:
-    """The arm that this run is already known as, else the arm it varies, with the suffix."""
-    known = (other for other in ARMS if arm(other, spec.profile, spec.task, spec.seed) == spec)
-    return next(known, f"{name}_{suffix}")
+@cache
+def known(profile: Profile, task: TaskName) -> dict[Spec, str]:
+    """The arms that have a name, by their run of seed 0."""
+    return {arm(name, profile, task, 0): name for name in ARMS}
 
 
 def study(family: str, profile: Profile = "paper") -> Study:
@@ -88,9 +89,10 @@ def study(family: str, profile: Profile = "paper") -> Study:
     for task in of.tasks:
         for name in of.arms:
             for suffix, settings in points.items():
-                label = named(name, suffix, arm(name, profile, task, 0, **settings))
+                spec = arm(name, profile, task, 0, **settings)
+                label = known(profile, task).get(spec, f"{name}_{suffix}")
                 for seed in seeds(SEEDS[profile][task]):
-                    runs.setdefault(arm(name, profile, task, seed, **settings), label)
+                    runs.setdefault(replace(spec, seed=seed), label)
     return Study(family, tuple((label, spec) for spec, label in runs.items()))
 
 

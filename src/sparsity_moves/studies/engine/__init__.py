@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from sparsity_moves.errors import UserError
-from sparsity_moves.names import EngineName
+from sparsity_moves.names import MOMENTS, EngineName
 from sparsity_moves.store import Store
 from sparsity_moves.store.claims import Claims
 from sparsity_moves.studies.engine.planning import STACK, Shard, missing, shards, trained_meanwhile
@@ -84,8 +84,9 @@ def run(
         address: the cluster's; one is started on this machine unless given.
         workers: shards in training at once; as many as there are cores or GPUs unless given.
         stack: models a fleet, at most; `STACK` unless given.
-        checkpoints: moments whose parameters are kept; all of them unless given.
-        moment: one whose parameters are wanted: a run that is stored without them is trained again.
+        checkpoints: moments whose parameters are kept; those that `keeping` says unless given.
+        moment: one whose parameters are wanted, and then all are kept: a run that is stored without them is
+            trained again.
         quiet: no progress.
 
     Shows progress with the time left, unless quiet. Runs that another process is training are waited for, and
@@ -94,6 +95,8 @@ def run(
     """
     if workers is not None and workers < 1:
         raise UserError(f"training needs at least one worker, not {workers}")
+    if checkpoints is None and moment is not None:
+        checkpoints = MOMENTS
     store.sweep()
     todo, said = missing(specs, store, moment)
     for sentence in said:

@@ -13,6 +13,7 @@ import torch
 from sparsity_moves.measures import measure
 from sparsity_moves.store.run_files import RunFiles, encode
 from sparsity_moves.studies.engine.planning import Shard
+from sparsity_moves.studies.keeping import kept
 from sparsity_moves.training import train
 
 
@@ -71,4 +72,5 @@ def train_shard(
         "peak_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None,
     }
     for run, row in zip(runs, rows, strict=True):
-        yield run.spec.spec_id, encode(run, row, circumstances, checkpoints)
+        moments = kept(run.spec) if checkpoints is None else checkpoints
+        yield run.spec.spec_id, encode(run, row, circumstances, moments)
