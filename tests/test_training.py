@@ -14,7 +14,7 @@ from sparsity_moves.errors import UserError
 from sparsity_moves.measures import measure
 from sparsity_moves.studies import ARMS, arm
 from sparsity_moves.tasks import stacked
-from sparsity_moves.training import Spec, fleet, settings, train
+from sparsity_moves.training import Spec, correct, fleet, settings, train
 from sparsity_moves.training.data import batches
 from sparsity_moves.training.fleet import Fleet
 
@@ -256,7 +256,7 @@ def test_grokking_is_judged_on_held_out_pairs_only():
     (run,) = train([spec])
     pairs = spec.task_object.evaluation(spec.seed, 0)
     parameters = {n: t[None] for n, t in run.moments["final"].parameters.items()}
-    right = fleet.correct(spec.architecture, parameters, stacked([pairs]))[0, :, 0]
+    right = correct(spec.architecture, parameters, stacked([pairs]))[0, :, 0]
     held_out, known = right[pairs.held_out].double().mean(), right[~pairs.held_out].double().mean()
     assert run.curve["test_accuracy"][-1] == pytest.approx(float(held_out), abs=1e-12)
     assert float(known) > 0.7 > float(held_out)

@@ -3,6 +3,7 @@
     results/<profile>/
         runs/<spec_id>/     moments.parquet · curve.parquet · checkpoint.safetensors · record.json
         runs.parquet · curves.parquet · checkpoints/ · manifest.json      the tables: see `tables`
+        .unfinished/        states of trainings that were interrupted: see `unfinished`
 
 A run's directory appears in one rename, complete, or not at all; `record.json` holds the other files' checksums
 and its own. A run may be stored without a checkpoint, or with only some moments' parameters.
@@ -30,6 +31,7 @@ from sparsity_moves.store.files import explained, locked, read_json, sha256, syn
 from sparsity_moves.store.run_files import CHECKPOINT, CURVE, MOMENTS, RECORD, RunFiles, address, encode, kept
 from sparsity_moves.store.shards import Shard
 from sparsity_moves.store.tables import CURVES, RUNS, Broken, Tables, checkpoint_name
+from sparsity_moves.store.unfinished import FOLDER, runs_of
 
 if TYPE_CHECKING:  # what is stored can be read and checked where there is no torch
     from sparsity_moves.model import Parameters
@@ -168,11 +170,16 @@ class Store:
         return said
 
     def sweep(self) -> None:
-        """Remove what interrupted writers of this machine left behind."""
-        for part in self.runs.glob(".*.part"):
+        """Remove what interrupted writers of this machine left behind, and states whose runs are all stored."""
+        states = self.root / FOLDER
+        for part in (*self.runs.glob(".*.part"), *states.glob(".*.part")):
             owner = part.name.split(".")[-2]
             if not (owner.isdigit() and alive(int(owner))):
-                shutil.rmtree(part, ignore_errors=True)
+                shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
+        there = set(self.spec_ids()) if any(states.glob("*")) else set()
+        for state in states.glob("*.safetensors"):
+            if (runs := runs_of(state)) and there.issuperset(runs):
+                state.unlink(missing_ok=True)
 
     # --- Checking
 
