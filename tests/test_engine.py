@@ -190,7 +190,7 @@ class TestSeveralGpus:
 
     def test_each_worker_has_its_own(self, monkeypatch, tmp_path):
         monkeypatch.setattr(local, "visible_gpus", lambda: ["3", "5"])
-        engine = local.LocalEngine(Store(tmp_path), None, None)
+        engine = local.LocalEngine(Store(tmp_path), None, None, 60.0)
         assert (engine.device, engine.slots) == ("cuda", 2)
         assert set(engine.pool.map(own_gpu, range(2))) == {"3", "5"}
         engine.close()

@@ -19,7 +19,7 @@ import torch
 from sparsity_moves.errors import UserError
 from sparsity_moves.measures import measure
 from sparsity_moves.store import Broken, Store
-from sparsity_moves.studies import Study, arm, engine, tables
+from sparsity_moves.studies import Study, arm, engine, results, tables
 from sparsity_moves.training import Run, Spec, train
 
 FILES = ("moments.parquet", "curve.parquet", "checkpoint.safetensors", "record.json")
@@ -111,6 +111,8 @@ CHANGED = {
     "frozen": "attention",
     "precision": "tf32",
     "train_below": 3,
+    "dropout": 0.1,
+    "dropout_at": "hidden",
     "profile": "laptop", "seed": 2, "d_model": 64, "heads": 2, "depth": 2, "norm": "rms", "width": 128, "experts": 2,
     "top_k": 2, "router": "frozen", "gate": "switch", "gated": True, "activation": "relu", "steps": 7, "batch": 5,
     "pool": 3, "redraw_every": 2, "learning_rate": 2e-3, "decay": 2, "weight_decay": 0.5, "beta1": 0.8, "beta2": 0.98,
@@ -249,6 +251,20 @@ def test_a_damaged_or_missing_table_stops_with_one_sentence(with_tables, name, h
     assert "sparsity-moves train --profile smoke" in sentence, "it says how to get it back"
     assert "\n" not in sentence
     assert any(name in found for found in with_tables.damage()) or name == "manifest.json"
+
+
+def test_runs_from_tables_older_than_a_setting_have_its_default(with_tables, trained):
+    """Their address says so: it leaves defaults out."""
+    study = Study("one", (("moe", trained[0].spec),))
+    before = results(study, with_tables).moments
+    old = with_tables.table("runs.parquet").drop("dropout", "dropout_at")
+    with_tables.write_tables(old, with_tables.table("curves.parquet"), {})
+    shutil.rmtree(with_tables.runs)
+    assert with_tables.damage() == []
+    assert results(study, with_tables).moments.equals(
+        before.select(results(study, with_tables).moments.columns)
+    )
+    assert tables([study], with_tables)[0]["dropout"].to_list() == [0.0, 0.0]
 
 
 # --- Writers that die, race or find no room -------------------------------------------------------------------------

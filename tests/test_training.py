@@ -14,7 +14,7 @@ from sparsity_moves.errors import UserError
 from sparsity_moves.measures import measure
 from sparsity_moves.studies import ARMS, arm
 from sparsity_moves.tasks import stacked
-from sparsity_moves.training import Spec, fleet, settings, train
+from sparsity_moves.training import Spec, correct, fleet, settings, train
 from sparsity_moves.training.data import batches
 from sparsity_moves.training.fleet import Fleet
 
@@ -130,6 +130,8 @@ STACKED += [
 STACKED += [
     ("histogram", "moe_glu", {"symbols": 7, "batch": 3}),
     ("add7", "moe", {"batch": 7, "depth": 2, "norm": "rms"}),
+    ("add7", "dense", {"dropout": 0.3, "depth": 2}),
+    ("modular_addition", "moe_glu", {"dropout": 0.1, "dropout_at": "hidden"}),
 ]
 
 
@@ -254,7 +256,7 @@ def test_grokking_is_judged_on_held_out_pairs_only():
     (run,) = train([spec])
     pairs = spec.task_object.evaluation(spec.seed, 0)
     parameters = {n: t[None] for n, t in run.moments["final"].parameters.items()}
-    right = fleet.correct(spec.architecture, parameters, stacked([pairs]))[0, :, 0]
+    right = correct(spec.architecture, parameters, stacked([pairs]))[0, :, 0]
     held_out, known = right[pairs.held_out].double().mean(), right[~pairs.held_out].double().mean()
     assert run.curve["test_accuracy"][-1] == pytest.approx(float(held_out), abs=1e-12)
     assert float(known) > 0.7 > float(held_out)
@@ -298,6 +300,7 @@ def test_divergence_is_recorded_not_hidden(task):
         ({"modulus": 5}, "the task add7 has no setting 'modulus'"),
         ({"decay": 61}, "over 0 to all 60 steps, not 61"),
         ({"no_such": 1}, "no setting called 'no_such'"),
+        ({"dropout": 1.0}, "from 0 to below 1, not 1.0"),
         ({"heads": 7}, "7 heads do not divide a model width of 32"),
     ],
 )
@@ -314,6 +317,8 @@ def test_an_unknown_arm_profile_or_task_is_refused_with_those_there_are():
         settings("huge", "add7")
     with pytest.raises(UserError, match="no task is called 'sorting'"):
         settings("smoke", "sorting")
+    with pytest.raises(UserError, match="no place of dropout is called 'input'; there are outputs, hidden"):
+        arm("dense", "smoke", "add7", 1, dropout_at="input")
 
 
 def test_experts_that_do_not_divide_the_width_are_refused():

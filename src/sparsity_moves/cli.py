@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -14,8 +15,11 @@ from rich.table import Table
 
 from sparsity_moves import studies
 from sparsity_moves.errors import UserError
-from sparsity_moves.names import MOMENTS, EngineName, Moment, Profile, results_folder
+from sparsity_moves.names import EngineName, Moment, Profile, results_folder
 from sparsity_moves.store import Store, export
+
+if TYPE_CHECKING:
+    from sparsity_moves.training import Spec
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,9 @@ class Train:
     """Processes of this machine, or workers of a Ray cluster (needs the extra `ray`)."""
     address: str | None = None
     """Of a Ray cluster that is running (`auto`, or host and port); one is started here unless given."""
-    checkpoints: tuple[Moment, ...] = MOMENTS
-    """Moments whose parameters are kept; none where the option is given alone."""
+    checkpoints: tuple[Moment, ...] | None = None
+    """Moments whose parameters are kept, none where the option is given alone; unless it is given, all, and in the
+    paper profile those of a few runs."""
 
     def run(self) -> int:
         where = studies.store(self.profile)
@@ -56,14 +61,25 @@ class Status:
 
     def run(self) -> int:
         where = studies.store(self.profile)
-        table = Table("study", "runs", "stored", "missing")
-        for study in studies.every(self.profile):
-            stored = sum(where.has(spec) for spec in study.specs)
-            table.add_row(study.name, *map(str, (len(study.specs), stored, len(study.specs) - stored)))
+        table = Table("study", "runs", "stored", "missing", "PFLOP missing")
+        every = studies.every(self.profile)
+        left: set[Spec] = set()
+        for study in every:
+            missing = {spec for spec in study.specs if not where.has(spec)}
+            left |= missing
+            table.add_row(*_row(study.name, study.specs, missing))
+        table.add_section()
+        table.add_row(*_row("all, each run once", {spec for study in every for spec in study.specs}, left))
         Console().print(table)
         damage = where.damage()
         print("\n".join(damage) if damage else f"everything stored in {where.root} is whole")
         return 1 if damage else 0
+
+
+def _row(name: str, specs: Collection[Spec], missing: Collection[Spec]) -> list[str]:
+    """A line of `status`: runs, stored, missing, and what the missing ones cost."""
+    counts = [len(specs), len(specs) - len(missing), len(missing)]
+    return [name, *map(str, counts), f"{studies.training_flops(missing) / 1e15:,.3g}"]
 
 
 @dataclass(frozen=True)

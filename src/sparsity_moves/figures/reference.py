@@ -55,6 +55,8 @@ RUNS: dict[str, str] = {
     "clip": "Largest gradient norm of one model; 0 is no clipping",
     "balance_weight": "Weight of the balance loss, {eq}`balance`",
     "balance_positions": "Positions the balance loss is taken over",
+    "dropout": "Probability with which a unit is zero in training",
+    "dropout_at": "Which units: components' `outputs`, or the FFN's `hidden` ones",
     "evaluate_every": "Steps between two looks",
     "evaluation": "Histogram: sequences to measure on",
     "probe": "Sequences drawn to judge the best checkpoint; 0 is all",

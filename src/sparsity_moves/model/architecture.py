@@ -2,7 +2,8 @@
 
 One Transformer. It has: learned absolute positions, added; multi-head attention without biases on Q, K, V;
 an FFN that is one equation (`feedforward`); residual connections; optionally RMSNorm before attention, before
-the FFN and at the output (the primary arm has none). It has no dropout, no key-value cache, no rotary anything.
+the FFN and at the output (the primary arm has none). It has no key-value cache, no rotary anything;
+dropout, where a run has it, is training's.
 """
 
 from __future__ import annotations

@@ -76,8 +76,17 @@ def encode(
     return {**files, RECORD: text.encode()}
 
 
+def header(path: Path) -> dict[str, Any]:
+    """What a safetensors file says of itself; nothing where it is not there or no such file."""
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            found = json.loads(file.read(size)) if size <= path.stat().st_size else None
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def kept(path: Path) -> list[str]:
-    """The moments whose parameters a checkpoint file holds, by its header."""
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return list(dict.fromkeys(name.split("/")[0] for name in header if name != "__metadata__"))
+    """The moments whose parameters a checkpoint file holds."""
+    return list(dict.fromkeys(name.split("/")[0] for name in header(path) if name != "__metadata__"))

@@ -3,6 +3,7 @@
     results/<profile>/
         runs/<spec_id>/     moments.parquet · curve.parquet · checkpoint.safetensors · record.json
         runs.parquet · curves.parquet · checkpoints/ · manifest.json      the tables: see `tables`
+        .unfinished/        states of trainings that were interrupted: see `unfinished`
 
 A run's directory appears in one rename, complete, or not at all; `record.json` holds the other files' checksums
 and its own. A run may be stored without a checkpoint, or with only some moments' parameters.
@@ -30,6 +31,7 @@ from sparsity_moves.store.files import explained, locked, read_json, sha256, syn
 from sparsity_moves.store.run_files import CHECKPOINT, CURVE, MOMENTS, RECORD, RunFiles, address, encode, kept
 from sparsity_moves.store.shards import Shard
 from sparsity_moves.store.tables import CURVES, RUNS, Broken, Tables, checkpoint_name
+from sparsity_moves.store.unfinished import FOLDER, runs_of
 
 if TYPE_CHECKING:  # what is stored can be read and checked where there is no torch
     from sparsity_moves.model import Parameters
@@ -74,12 +76,8 @@ class Store:
 
     def kept(self, spec_id: str) -> list[str]:
         """The moments at which a run's parameters are stored."""
-        for path in (self.runs / spec_id / CHECKPOINT, self.root / checkpoint_name(spec_id)):
-            try:
-                return kept(path)
-            except (OSError, ValueError):
-                continue
-        return []
+        own = self.runs / spec_id / CHECKPOINT
+        return kept(own) or kept(self.root / checkpoint_name(spec_id))
 
     def settings(self) -> dict[str, dict[str, Any]]:
         """The settings of every whole run, protocol included, by its spec_id."""
@@ -107,8 +105,8 @@ class Store:
     def put(self, spec_id: str, files: RunFiles) -> None:
         """Put a run in place. A run that is there already stays: it is the same, by its address.
 
-        It gives way only to one that has a checkpoint which it lacks. Raises `UserError` where the disk refuses;
-        nothing half-written is left under the run's name.
+        It gives way only to one that has the parameters of its moments and of others too. Raises `UserError`
+        where the disk refuses; nothing half-written is left under the run's name.
         """
         target, part = self.runs / spec_id, self.runs / f".{spec_id}.{os.getpid()}.part"
         with explained(target):
@@ -118,7 +116,7 @@ class Store:
                 for name, content in files.items():
                     (part / name).write_bytes(content)
                     sync(part / name)
-                if target.exists() and CHECKPOINT in files and not (target / CHECKPOINT).exists():
+                if target.exists() and set(kept(part / CHECKPOINT)) > set(kept(target / CHECKPOINT)):
                     shutil.rmtree(target)
                 try:
                     part.rename(target)
@@ -172,11 +170,16 @@ class Store:
         return said
 
     def sweep(self) -> None:
-        """Remove what interrupted writers of this machine left behind."""
-        for part in self.runs.glob(".*.part"):
+        """Remove what interrupted writers of this machine left behind, and states whose runs are all stored."""
+        states = self.root / FOLDER
+        for part in (*self.runs.glob(".*.part"), *states.glob(".*.part")):
             owner = part.name.split(".")[-2]
             if not (owner.isdigit() and alive(int(owner))):
-                shutil.rmtree(part, ignore_errors=True)
+                shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
+        there = set(self.spec_ids()) if any(states.glob("*")) else set()
+        for state in states.glob("*.safetensors"):
+            if (runs := runs_of(state)) and there.issuperset(runs):
+                state.unlink(missing_ok=True)
 
     # --- Checking
 

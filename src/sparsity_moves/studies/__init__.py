@@ -19,15 +19,18 @@ from sparsity_moves.store import merge as merge_pack
 from sparsity_moves.store.shards import seconds as training_seconds
 
 if TYPE_CHECKING:
-    from sparsity_moves.studies import engine, redistribution, sweep
+    from sparsity_moves.studies import controls, engine, redistribution, sweep, sweeps
     from sparsity_moves.studies.arms import ARMS, arm
+    from sparsity_moves.studies.cost import training_flops
+    from sparsity_moves.studies.keeping import kept
     from sparsity_moves.studies.study import Results, Study, results, seeds, tables
     from sparsity_moves.training import Profile
 
 CHAPTERS = {"redistribution": ("redistribution", "sweep")}
 """Studies by the chapter that shows them."""
 
-_HOME = {"ARMS": "arms", "arm": "arms"} | dict.fromkeys(
+_MODULES = ("controls", "engine", "redistribution", "sweep", "sweeps")
+_HOME = {"ARMS": "arms", "arm": "arms", "kept": "keeping", "training_flops": "cost"} | dict.fromkeys(
     ("Results", "Study", "results", "seeds", "tables"), "study"
 )
 
@@ -35,7 +38,7 @@ _HOME = {"ARMS": "arms", "arm": "arms"} | dict.fromkeys(
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    if name == "engine" or any(name in modules for modules in CHAPTERS.values()):
+    if name in _MODULES:
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
@@ -49,10 +52,15 @@ def store(profile: Profile) -> Store:
 
 
 def every(profile: Profile) -> list[Study]:
-    """All studies of the book at their default settings."""
-    return [
+    """All studies at their default settings: those of the chapters, and the controls and sweeps at full scale."""
+    found: list[Study] = [
         import_module(f"{__name__}.{name}").study(profile) for names in CHAPTERS.values() for name in names
     ]
+    if profile != "laptop":  # whose minutes belong to the chapters
+        found.append(import_module(f"{__name__}.controls").study(profile))
+    if profile == "paper":
+        found += import_module(f"{__name__}.sweeps").studies(profile)
+    return found
 
 
 def run(study: Study, *, moment: str | None = None) -> Results:
@@ -116,8 +124,10 @@ __all__ = [
     "Results",
     "Study",
     "arm",
+    "controls",
     "engine",
     "every",
+    "kept",
     "merge",
     "redistribution",
     "results",
@@ -125,6 +135,8 @@ __all__ = [
     "seeds",
     "store",
     "sweep",
+    "sweeps",
     "tables",
+    "training_flops",
     "write_tables",
 ]

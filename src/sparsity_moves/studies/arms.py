@@ -88,7 +88,7 @@ def arm(
         raise UserError(f"{experts} experts do not divide a width of {whole}")
     own = ARMS[name](whole, experts, top_k)
     if own.get("experts") == 1:  # one expert is the dense layer, and its router has nothing to choose
-        own |= {"router": "none", "balance_weight": 0.0}
+        own |= {"router": "none", "gate": "renormalised", "balance_weight": 0.0}
     if unknown := sorted(set(overrides) - {field.name for field in dataclasses.fields(Spec)}):
         raise UserError(f"a run has no setting called '{unknown[0]}'")
     return Spec(**{**base, "seed": seed, **own, **overrides})

@@ -13,7 +13,7 @@ from pathlib import Path
 import polars as pl
 
 from sparsity_moves.errors import UserError
-from sparsity_moves.names import results_folder
+from sparsity_moves.names import Moment, results_folder
 from sparsity_moves.store import Store
 
 SOURCES = {
@@ -25,7 +25,11 @@ SOURCES = {
 RANK = ("paper", "code", "figure", "notes")
 """Which source stands for a number that several give: the first here."""
 
-PAPER_MOMENT = {"add7": "first_best", "modular_addition": "grokked", "histogram": "first_best"}
+PAPER_MOMENT: dict[str, Moment] = {
+    "add7": "first_best",
+    "modular_addition": "grokked",
+    "histogram": "first_best",
+}
 """The checkpoint that the paper's ablations look at, task by task."""
 
 

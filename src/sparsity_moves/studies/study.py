@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 
 import polars as pl
 
@@ -63,10 +63,19 @@ def named(study: Study) -> pl.DataFrame:
     )
 
 
+def with_defaults(moments: pl.DataFrame) -> pl.DataFrame:
+    """A run from tables that are older than a setting has its default: else it would have another address."""
+    defaults = {f.name: f.default for f in fields(Spec) if f.default is not None and f.default is not MISSING}
+    return moments.with_columns(
+        pl.col(name).fill_null(value) if name in moments.columns else pl.lit(value).alias(name)
+        for name, value in defaults.items()
+    )
+
+
 def results(study: Study, store: Store) -> Results:
     """A study's tables from the store. Raises `Broken` where a run is missing or damaged."""
     names, ids = named(study), [spec.spec_id for spec in study.specs]
-    moments = names.join(store.moments(ids), on="spec_id", maintain_order="left_right")
+    moments = with_defaults(names.join(store.moments(ids), on="spec_id", maintain_order="left_right"))
     curves = names.drop("study").join(store.curves(ids), on="spec_id", maintain_order="left_right")
     curves = curves.join(
         moments.select("spec_id", "seed", "task").unique(), on="spec_id", maintain_order="left"
@@ -86,5 +95,5 @@ def tables(studies: Iterable[Study], store: Store) -> tuple[pl.DataFrame, pl.Dat
         [names, pl.DataFrame({"spec_id": others}, schema={"spec_id": pl.String})], how="diagonal"
     )
     ids = sorted(set(names["spec_id"]))
-    moments = names.join(store.moments(ids), on="spec_id", maintain_order="left_right")
+    moments = with_defaults(names.join(store.moments(ids), on="spec_id", maintain_order="left_right"))
     return moments.select(*FIRST, pl.exclude(FIRST)), store.curves(ids)

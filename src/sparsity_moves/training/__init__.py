@@ -1,7 +1,7 @@
 """Fleets: many same-shaped models trained as one program."""
 
-from sparsity_moves.training.evaluation import accuracy, correct, exact_match, held_out_accuracy
-from sparsity_moves.training.fleet import MOMENTS, Fleet, Moment, Run, no, train
+from sparsity_moves.training.evaluation import accuracy, correct, exact_match, held_out_accuracy, no
+from sparsity_moves.training.fleet import MOMENTS, Fleet, Moment, Run, State, train
 from sparsity_moves.training.profiles import PROFILES, settings
 from sparsity_moves.training.spec import Profile, Spec, TaskName
 
@@ -13,6 +13,7 @@ __all__ = [
     "Profile",
     "Run",
     "Spec",
+    "State",
     "TaskName",
     "accuracy",
     "correct",

@@ -2,24 +2,26 @@
 
 All models' trained parameters lie in one buffer, a row a model, and so do their gradients. Clipping is then a
 norm a row, and AdamW one call. What a model becomes depends on its spec alone, not on its neighbours. On a GPU a
-step is recorded once, as a CUDA graph, and replayed.
+step is recorded once, as a CUDA graph, and replayed. All that changes is a state, from which training can go on.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sparsity_moves import kernels
 from sparsity_moves.model import Parameters, forward, stack
-from sparsity_moves.tasks import Sequences
 from sparsity_moves.training import data
-from sparsity_moves.training.evaluation import accuracy, correct, exact_match, held_out_accuracy
+from sparsity_moves.training.dropout import Dropout
+from sparsity_moves.training.evaluation import look
+from sparsity_moves.training.recording import Recording
 from sparsity_moves.training.spec import Spec
 
 MOMENTS = ("first_best", "grokked", "final")
@@ -29,6 +31,9 @@ GROKKED = 0.99
 
 Curve = dict[str, list[int | float | None]]
 """Columns of the curve; None where the task has no such number."""
+
+State = dict[str, Tensor]
+"""All that a training needs to go on from where it is, on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +88,19 @@ class Fleet:
             fused=True,
             capturable=recorded,
         )
+        # As the optimiser would make it at its first step; so a state can be put in place before that.
+        self.moments = {
+            "step": torch.zeros((), device=self.device),
+            "exp_avg": torch.zeros_like(self.flat),
+            "exp_avg_sq": torch.zeros_like(self.flat),
+        }
+        self.optimiser.state[self.flat] = self.moments
         wanted = self.spec.balance_weight and self.spec.balance_positions == "all"
         positions = range(self.architecture.task.length) if wanted else self.architecture.task.read_out
         self.balance_positions = tuple(positions) if self.spec.balance_weight else ()
         self.kernels = kernels.choose(self.architecture, self.device)
-        self.recording: _Recording | None = None
+        self.dropout = Dropout(specs, self.device) if self.spec.dropout else None
+        self.recording: Recording | None = None
 
     def views(self, flat: Float[Tensor, "M P"]) -> Parameters:
         """The trained parameters in a buffer like `flat`, by name."""
@@ -103,6 +116,7 @@ class Fleet:
             self.architecture,
             self.parameters,
             tokens,
+            edits=None if self.dropout is None else self.dropout.edits(),
             balance_positions=self.balance_positions,
             kernels=self.kernels,
         )
@@ -113,9 +127,12 @@ class Fleet:
         """One update; gives each model's cross-entropy before it (on a GPU, until the next step overwrites it)."""
         if self.spec.decay:
             self.set_learning_rate()
+        if self.dropout is not None:
+            self.dropout.at(self.steps_done)
         if self.device.type == "cuda":
             if self.recording is None:
-                self.recording = _Recording(self, tokens, targets)
+                changing = [self.flat, *self.moments.values()]
+                self.recording = Recording(self.update, changing, tokens, targets, self.spec.precision)
             entropy = self.recording.replay(tokens, targets)
         else:
             entropy = self.update(tokens, targets)
@@ -142,75 +159,23 @@ class Fleet:
         else:
             group["lr"] = rate
 
+    def state(self) -> State:
+        """All that a step changes."""
+        mine = {"flat": self.flat, "steps_done": torch.tensor(self.steps_done), **self.moments}
+        return {f"fleet.{name}": tensor.detach().to("cpu", copy=True) for name, tensor in mine.items()}
+
+    @torch.no_grad()
+    def resume(self, state: State) -> None:
+        """Go on from a state, in the buffers that a step, recorded or not, works on."""
+        self.flat.copy_(state["fleet.flat"])
+        for name, tensor in self.moments.items():
+            tensor.copy_(state[f"fleet.{name}"])
+        self.steps_done = int(state["fleet.steps_done"])
+
     def snapshot(self, model: int, flat: Float[Tensor, "M P"] | None = None) -> Parameters:
         """One model's parameters as they are now, or as they are in a copy of `flat`, on the CPU."""
         every = self.fixed | self.views(self.flat if flat is None else flat)
         return {name: every[name][model].detach().cpu().clone() for name in self.parameters}
-
-
-class _Recording:
-    """A fleet's step as a CUDA graph: inputs in fixed places, one launch for some hundred kernels."""
-
-    def __init__(self, fleet: Fleet, tokens: Tensor, targets: Tensor) -> None:
-        self.given: tuple[Tensor, Tensor] | None = None
-        self.tokens, self.targets = tokens.clone(), targets.clone()
-        torch.backends.cuda.matmul.allow_tf32 = fleet.spec.precision == "tf32"
-        before = fleet.flat.clone()
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # libraries and kernels want to be warm before they are recorded
-            for _ in range(2):
-                fleet.update(self.tokens, self.targets)
-        torch.cuda.current_stream().wait_stream(side)
-        fleet.flat.copy_(before)
-        for value in fleet.optimiser.state[fleet.flat].values():
-            value.zero_()
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.entropy = fleet.update(self.tokens, self.targets)
-
-    def replay(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        if self.given is None or self.given[0] is not tokens or self.given[1] is not targets:
-            self.tokens.copy_(tokens)
-            self.targets.copy_(targets)
-            self.given = tokens, targets
-        self.graph.replay()
-        return self.entropy
-
-
-def no(component: str, depth: int) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Edits that zero one component (`attention` or `ffn`) in every layer."""
-    return {f"{layer}.{component}": torch.zeros_like for layer in range(depth)}
-
-
-@torch.no_grad()
-def look(
-    fleet: Fleet, sequences: Sequences, picks: Int[Tensor, "M probe"] | None
-) -> tuple[dict[str, Float[Tensor, " M"]], Float[Tensor, " M"]]:
-    """The curve's accuracies now, and the score by which the first best checkpoint is judged.
-
-    `sequences` are stacked over the models; `picks` are those that the score is judged on, all unless given.
-    """
-    architecture, parameters = fleet.architecture, fleet.parameters
-
-    def right(edits: dict[str, Callable[[Tensor], Tensor]] | None = None) -> Tensor:
-        return correct(architecture, parameters, sequences, edits, kernels=fleet.kernels)
-
-    whole = right()
-    seen = {
-        "accuracy": accuracy(whole),
-        "no_ffn_accuracy": accuracy(right(no("ffn", architecture.depth))),
-        "no_attention_accuracy": accuracy(right(no("attention", architecture.depth))),
-    }
-    if sequences.held_out is not None:
-        score = seen["test_accuracy"] = held_out_accuracy(whole, sequences.held_out)
-    elif fleet.spec.has_test:  # evaluation sequences are drawn apart from any pool
-        score = seen["test_accuracy"] = seen["accuracy"]
-    elif picks is not None:
-        score = whole.all(-1).gather(1, picks).double().mean(1)
-    else:
-        score = exact_match(whole)
-    return seen, score
 
 
 class _Ledger:
@@ -242,6 +207,21 @@ class _Ledger:
         self.at[moment].masked_fill_(where, step)
         torch.where(where[:, None], self.fleet.flat, self.flat[moment], out=self.flat[moment])
 
+    def state(self) -> State:
+        """Curves so far, and the best so far."""
+        mine = {"steps": torch.tensor(self.steps), "rows": torch.stack(self.rows), "best": self.best}
+        mine |= {f"at.{name}": steps for name, steps in self.at.items()}
+        mine |= {f"flat.{name}": flat for name, flat in self.flat.items()}
+        return {f"ledger.{name}": tensor.to("cpu", copy=True) for name, tensor in mine.items()}
+
+    def resume(self, state: State) -> None:
+        """Go on from a state."""
+        mine = {name: tensor.to(self.fleet.device, copy=True) for name, tensor in state.items()}
+        self.steps, self.rows = mine["ledger.steps"].tolist(), list(mine["ledger.rows"])
+        self.best = mine["ledger.best"]
+        self.at = {name: mine[f"ledger.at.{name}"] for name in self.at}
+        self.flat = {name: mine[f"ledger.flat.{name}"] for name in self.flat}
+
     def runs(self) -> list[Run]:
         """One a model, with everything on the CPU."""
         fleet = self.fleet
@@ -264,19 +244,44 @@ class _Ledger:
 
 
 def train(
-    specs: list[Spec], device: torch.device | str = "cpu", progress: Callable[[int], None] = lambda step: None
+    specs: list[Spec],
+    device: torch.device | str = "cpu",
+    progress: Callable[[int], None] = lambda step: None,
+    *,
+    start: State | None = None,
+    keep: Callable[[State], None] | None = None,
+    keep_every: float = 60.0,
 ) -> list[Run]:
-    """Train one fleet from nothing to its last step. `progress` hears every step looked at."""
+    """Train one fleet to its last step.
+
+    Args:
+        specs: runs that differ in their seeds only.
+        device: where.
+        progress: hears every step looked at.
+        start: a state that `keep` was given of the same fleet; from nothing unless given. On a CPU the runs are,
+            bit by bit, those of a training that was never interrupted.
+        keep: is given the state after a look, where so long has passed since the last time.
+        keep_every: seconds between two states.
+    """
     fleet = Fleet(specs, device)
     sequences = data.evaluation(specs, fleet.device)
     ledger = _Ledger(fleet)
-    for step, batch in enumerate(data.batches(specs, fleet.device), start=1):
+    if start is not None:
+        fleet.resume(start)
+        ledger.resume(start)
+    kept = time.monotonic()
+    batches = data.batches(specs, fleet.device, after=fleet.steps_done)
+    for step, batch in enumerate(batches, start=fleet.steps_done + 1):
         loss = fleet.step(*batch)
         if step % fleet.spec.evaluate_every and step != fleet.spec.steps:
             continue
         picks = data.probe(specs, step, sequences.tokens.shape[1]) if fleet.spec.probe else None
-        ledger.note(step, loss, *look(fleet, sequences, None if picks is None else picks.to(fleet.device)))
+        picks = None if picks is None else picks.to(fleet.device)
+        ledger.note(step, loss, *look(fleet.spec, fleet.parameters, sequences, picks, fleet.kernels))
         if fleet.device.type == "cuda":
             torch.cuda.synchronize()  # or the progress told would be that of the launches
+        if keep is not None and step < fleet.spec.steps and time.monotonic() - kept >= keep_every:
+            keep(fleet.state() | ledger.state())
+            kept = time.monotonic()
         progress(step)
     return ledger.runs()

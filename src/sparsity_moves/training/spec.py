@@ -11,7 +11,7 @@ from typing import Literal
 
 from sparsity_moves.errors import UserError
 from sparsity_moves.model import Architecture, FeedForward
-from sparsity_moves.model.architecture import Activation, Gate, Norm, Router
+from sparsity_moves.model.architecture import Activation, Gate, Norm, Router, known
 from sparsity_moves.tasks import TASKS, Task
 
 PROTOCOL = 2
@@ -19,6 +19,7 @@ PROTOCOL = 2
 
 Precision = Literal["fp32", "tf32"]
 Frozen = Literal["none", "attention", "ffn"]
+DropoutAt = Literal["outputs", "hidden"]
 
 TaskName = Literal["add7", "modular_addition", "histogram"]
 Profile = Literal["smoke", "laptop", "paper"]
@@ -74,6 +75,10 @@ class Spec:
     """Largest gradient norm of one model; 0 is no clipping."""
     balance_weight: float = 0.0
     balance_positions: Literal["all", "read_out"] = "all"
+    dropout: float = 0.0
+    """Probability with which a unit is zero in training; the others grow by what is lost on average."""
+    dropout_at: DropoutAt = "outputs"
+    """`outputs`: attention's and the FFN's, before they join the residual stream; `hidden`: the FFN's own units."""
     # looking
     evaluate_every: int
     evaluation: int = 0
@@ -90,6 +95,9 @@ class Spec:
             raise UserError(f"the learning rate can fall over 0 to all {self.steps} steps, not {self.decay}")
         if self.batch < 0 or self.pool < 0:
             raise UserError("batch and pool are numbers of sequences, so not negative")
+        known("place of dropout", self.dropout_at, DropoutAt)
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout is a probability from 0 to below 1, not {self.dropout}")
         if self.task == "histogram" and not (self.pool and self.evaluation):
             raise UserError(
                 "the histogram task samples its sequences: give the sizes of its pool and evaluation"

@@ -12,12 +12,12 @@ from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from sparsity_moves.errors import UserError
-from sparsity_moves.names import EngineName
+from sparsity_moves.names import MOMENTS, EngineName
 from sparsity_moves.store import Store
 from sparsity_moves.store.claims import Claims
 from sparsity_moves.studies.engine.planning import STACK, Shard, missing, shards, trained_meanwhile
 from sparsity_moves.studies.engine.progress import shown
-from sparsity_moves.studies.engine.worker import cores, device_name, keep_memory
+from sparsity_moves.studies.engine.worker import KEEP_EVERY, cores, device_name, keep_memory
 from sparsity_moves.training import Spec
 
 
@@ -34,9 +34,10 @@ class Engine(Protocol):
     def submit(self, number: int, shard: Shard) -> None:
         """Begin to train a shard."""
 
-    def poll(self, seconds: float) -> tuple[dict[int, float], list[int]]:
-        """Wait at most so long for a shard; gives what share of the others is done, and which are stored now.
+    def poll(self, seconds: float) -> tuple[dict[int, float], list[int], list[str]]:
+        """Wait at most so long for a shard.
 
+        Gives what share of the others is done, which are stored now, and what is to be said.
         Raises `UserError` where a worker ends before its work does.
         """
 
@@ -50,6 +51,7 @@ def start(
     checkpoints: Collection[str] | None,
     workers: int | None,
     address: str | None,
+    keep_every: float = KEEP_EVERY,
 ) -> Engine:
     """An engine by its name. Raises `UserError` where it cannot be had."""
     if name == "ray":
@@ -60,7 +62,7 @@ def start(
         raise UserError("an address is a Ray cluster's: it needs --engine ray")
     from sparsity_moves.studies.engine.local import LocalEngine
 
-    return LocalEngine(store, checkpoints, workers)
+    return LocalEngine(store, checkpoints, workers, keep_every)
 
 
 def run(
@@ -73,6 +75,7 @@ def run(
     stack: int | None = None,
     checkpoints: Collection[str] | None = None,
     moment: str | None = None,
+    keep_every: float = KEEP_EVERY,
     quiet: bool = False,
 ) -> int:
     """Train what is missing among `specs`; gives how many runs were trained.
@@ -84,8 +87,10 @@ def run(
         address: the cluster's; one is started on this machine unless given.
         workers: shards in training at once; as many as there are cores or GPUs unless given.
         stack: models a fleet, at most; `STACK` unless given.
-        checkpoints: moments whose parameters are kept; all of them unless given.
-        moment: one whose parameters are wanted: a run that is stored without them is trained again.
+        checkpoints: moments whose parameters are kept; those that `keeping` says unless given.
+        moment: one whose parameters are wanted, and then all are kept: a run that is stored without them is
+            trained again.
+        keep_every: seconds between two states of a shard, from which it goes on if it is interrupted.
         quiet: no progress.
 
     Shows progress with the time left, unless quiet. Runs that another process is training are waited for, and
@@ -94,6 +99,8 @@ def run(
     """
     if workers is not None and workers < 1:
         raise UserError(f"training needs at least one worker, not {workers}")
+    if checkpoints is None and moment is not None:
+        checkpoints = MOMENTS
     store.sweep()
     todo, said = missing(specs, store, moment)
     for sentence in said:
@@ -102,7 +109,7 @@ def run(
         return 0
     claims = Claims(store.root)
     try:
-        place = start(engine, store, checkpoints, workers, address)
+        place = start(engine, store, checkpoints, workers, address, keep_every)
         try:
             return _run(shards(todo, stack or STACK[place.device]), store, place, claims, moment, quiet)
         finally:
@@ -136,11 +143,13 @@ def _run(
                     claims.free(shard.spec_ids)
             if flying:
                 try:
-                    parts, finished = engine.poll(0.5)
+                    parts, finished, said = engine.poll(0.5)
                 except UserError as error:
                     raise UserError(
                         f"{error}; {trained} finished runs are kept, and the same command goes on from there"
                     ) from None
+                for sentence in () if quiet else said:
+                    print(sentence, file=sys.stderr)
                 for number, part in parts.items():
                     share[number] = max(share[number], part)
                 for number in finished:

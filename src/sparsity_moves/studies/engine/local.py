@@ -1,7 +1,7 @@
 """The local engine: a process a core, each with one thread; with NVIDIA GPUs a process a GPU, pinned to it.
 
 A shard's runs are measured and stored by the process that trained them, so that a killed run loses the shards in
-flight and no more.
+flight and no more; of a long one no more than what came after its last state.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from sparsity_moves.errors import UserError
 from sparsity_moves.store import Store
 from sparsity_moves.studies.engine.planning import Shard
-from sparsity_moves.studies.engine.worker import cores, prepare, train_shard
+from sparsity_moves.studies.engine.worker import cores, prepare, train_shard, unfinished
 
 _heard: Any = None
 
@@ -44,10 +44,18 @@ def _begin(heard: Any, gpus: Any, parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _work(number: int, shard: Shard, store: Store, checkpoints: Collection[str] | None) -> int:
+def _work(
+    number: int, shard: Shard, store: Store, checkpoints: Collection[str] | None, keep_every: float
+) -> int:
     """Train, measure and store one shard."""
-    for spec_id, files in train_shard(shard, checkpoints, lambda part: _heard.put((number, part)), every=0.2):
+    left = unfinished(shard, store)
+
+    def tell(part: float | str) -> None:
+        _heard.put((number, part))
+
+    for spec_id, files in train_shard(shard, checkpoints, tell, 0.2, left, keep_every, tell):
         store.put(spec_id, files)
+    left.remove()
     return number
 
 
@@ -61,8 +69,10 @@ def visible_gpus() -> list[str]:
 class LocalEngine:
     """Processes of this machine. See `Engine` for what the methods promise."""
 
-    def __init__(self, store: Store, checkpoints: Collection[str] | None, workers: int | None) -> None:
-        self.store, self.checkpoints = store, checkpoints
+    def __init__(
+        self, store: Store, checkpoints: Collection[str] | None, workers: int | None, keep_every: float
+    ) -> None:
+        self.store, self.checkpoints, self.keep_every = store, checkpoints, keep_every
         gpus = visible_gpus()
         self.device = "cuda" if gpus else "cpu"
         self.slots = min(workers or len(gpus), len(gpus)) if gpus else workers or cores()
@@ -76,23 +86,27 @@ class LocalEngine:
 
     def submit(self, number: int, shard: Shard) -> None:
         try:
-            self.pending.add(self.pool.submit(_work, number, shard, self.store, self.checkpoints))
+            work = (number, shard, self.store, self.checkpoints, self.keep_every)
+            self.pending.add(self.pool.submit(_work, *work))
         except BrokenProcessPool:
             raise self._ended() from None
 
-    def poll(self, seconds: float) -> tuple[dict[int, float], list[int]]:
+    def poll(self, seconds: float) -> tuple[dict[int, float], list[int], list[str]]:
         done, self.pending = wait(self.pending, timeout=seconds, return_when=FIRST_COMPLETED)
         try:
             finished = [future.result() for future in done]
         except BrokenProcessPool:
             raise self._ended() from None
-        parts = {}
+        parts, said = {}, []
         try:
             while True:
                 number, part = self.heard.get_nowait()
-                parts[number] = part
+                if isinstance(part, str):
+                    said.append(part)
+                else:
+                    parts[number] = part
         except Empty:
-            return parts, finished
+            return parts, finished, said
 
     def close(self) -> None:
         """Let no worker go on with what nobody waits for."""

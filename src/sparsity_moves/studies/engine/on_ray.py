@@ -1,7 +1,8 @@
 """The Ray engine: shards on the machines of a Ray cluster, one GPU each where there are any, else one core.
 
 A worker needs no disk: it gives a shard's runs back as files, and the process that asked stores them. So one way
-serves one machine and many, and the store has one writer. Ray starts a lost worker's shard again.
+serves one machine and many, and the store has one writer. Ray starts a lost worker's shard again, from its start:
+without a disk it leaves no state.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class RayEngine:
     def submit(self, number: int, shard: Shard) -> None:
         self.pending.append(self.work.remote(number, shard, self.checkpoints, self.heard))
 
-    def poll(self, seconds: float) -> tuple[dict[int, float], list[int]]:
+    def poll(self, seconds: float) -> tuple[dict[int, float], list[int], list[str]]:
         done, self.pending = self.ray.wait(self.pending, timeout=seconds)
         finished = []
         for reference in done:
@@ -99,7 +100,7 @@ class RayEngine:
             parts: dict[int, float] = self.ray.get(self.heard.all.remote(), timeout=seconds)
         except self.ray.exceptions.RayError:  # it is being started again elsewhere
             parts = {}
-        return parts, finished
+        return parts, finished, []
 
     def _result(self, reference: Any) -> tuple[int, dict[str, RunFiles]]:
         try:
