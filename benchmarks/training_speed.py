@@ -21,12 +21,12 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
-import plain_loop
 import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+import plain_loop
 from sparsity_moves.studies import arm
 from sparsity_moves.studies.engine import STACK, cores, keep_memory
 from sparsity_moves.training import Fleet
