@@ -230,6 +230,7 @@ def main(arguments: list[str] | None = None) -> None:
         "device": name,
         "versions": versions(),
         "command": shlex.join(["python", "benchmarks/peers_speed.py", *(arguments or sys.argv[1:])]),
+        "load_before": os.getloadavg()[0],
         "tolerance": TOLERANCE,
         "unit": "model-steps a second",
         "cells": [],
@@ -268,6 +269,11 @@ def main(arguments: list[str] | None = None) -> None:
                 seen["of_floor"] = seen["model_steps_per_second"] * least
     target.write_text(json.dumps(record, indent=1) + "\n")
     shown, notes = table(record)
+    if device == "cpu" and record["load_before"] > 0.25 * cores():
+        notes.append(
+            f"THE MACHINE WAS BUSY (load {record['load_before']:.1f} before the start, {cores()} cores): rows "
+            "that use several threads suffer most, so take no ratio from this table"
+        )
     console.print(f"{name}; {record['versions']}; {record['command']}")
     ceiling = record["ceilings"]
     console.print(

@@ -52,3 +52,32 @@ def test_a_loss_that_is_off_is_seen() -> None:
     assert difference([[2.0], [1.0]], [[2.0, 5.0], [1.1, 5.0]]) > TOLERANCE["tf32"]
     assert not difference([[float("nan")]], [[1.0]]) <= TOLERANCE["tf32"]
     assert difference([[2.0], [1.0]], [[2.0, 5.0], [1.0, 5.0]]) == 0
+
+
+def test_the_table_hides_neither_a_missing_row_nor_one_that_disagrees() -> None:
+    from rich.console import Console
+
+    from peers_speed import TOLERANCE, table
+
+    good = {"model_steps_per_second": 80.0, "times_a": 8.0, "of_floor": 0.5, "setup": 1.0, "form": "fleet"}
+    rows = {
+        "a": {
+            **good,
+            "model_steps_per_second": 10.0,
+            "times_a": 1.0,
+            "loss_difference": 1e-6,
+            "agrees": True,
+        },
+        "c": {**good, "loss_difference": 0.3, "agrees": False},
+        "d": {"reason": "JAX is not installed"},
+        "e": {**good, "loss_difference": 0.0, "agrees": True},
+    }
+    cells = [{"problem": "add7, moe", "models": 64, "rows": rows}]
+    shown, notes = table({"cells": cells, "tolerance": TOLERANCE, "left_out": ["add7, moe, M = 4: left out"]})
+    console = Console(width=160)
+    with console.capture() as text:
+        console.print(shown)
+    assert "80 ✗" in text.get()
+    assert any("LOSSES DIFFER" in note and "(c)" in note for note in notes)
+    assert any("not available here: JAX is not installed" in note for note in notes)
+    assert "left out" in notes[-1]
