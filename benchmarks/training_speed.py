@@ -137,6 +137,7 @@ def main() -> None:
         record[name] = speed | {
             "ratios": ratios,
             "of_floor": reached,
+            # One plain seed against the mean of eight others: seeds differ. Equal starts: tests/test_benchmarks.py.
             "loss_difference": statistics.mean(columns["losses"]),
         }
     # An overall figure, beside the arms' own: one step of each arm, so the sums are of seconds a step.
