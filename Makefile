@@ -45,8 +45,8 @@ chapter: $(READY)  ## rerun one chapter: make chapter NAME=redistribution EXPERT
 	@test -n "$(NAME)" || { echo "Say which chapter: make chapter NAME=redistribution" >&2; exit 2; }
 	@$(BIN)/sparsity-moves chapter $(NAME) $(GIVEN)
 
-bench: $(READY)  ## measure the speed of training against a plain loop
-	@$(BIN)/sparsity-moves bench
+bench: $(READY)  ## measure the speed of training against a plain loop (ARGS=--peers: against JAX and others too)
+	@$(BIN)/sparsity-moves bench $(ARGS)
 
 clean:  ## remove what was built; trained models and the environment stay
 	rm -rf _build .pytest_cache .mypy_cache .ruff_cache

@@ -21,12 +21,12 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
-import plain_loop
 import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+import plain_loop
 from sparsity_moves.studies import arm
 from sparsity_moves.studies.engine import STACK, cores, keep_memory
 from sparsity_moves.training import Fleet
@@ -137,6 +137,7 @@ def main() -> None:
         record[name] = speed | {
             "ratios": ratios,
             "of_floor": reached,
+            # One plain seed against the mean of eight others: seeds differ. Equal starts: tests/test_benchmarks.py.
             "loss_difference": statistics.mean(columns["losses"]),
         }
     # An overall figure, beside the arms' own: one step of each arm, so the sums are of seconds a step.

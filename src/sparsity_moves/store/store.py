@@ -16,10 +16,11 @@ again, bit by bit: wall times and versions are in the records and the manifest.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,14 +117,19 @@ class Store:
                 for name, content in files.items():
                     (part / name).write_bytes(content)
                     sync(part / name)
-                if target.exists() and set(kept(part / CHECKPOINT)) > set(kept(target / CHECKPOINT)):
-                    shutil.rmtree(target)
-                try:
-                    part.rename(target)
-                    sync(self.runs)
-                except OSError:  # another process, or an earlier run, was first
-                    if not target.exists():
-                        raise
+                while True:
+                    with suppress(FileNotFoundError):  # another process may move it away while we look
+                        if set(kept(part / CHECKPOINT)) > set(kept(target / CHECKPOINT)):
+                            shutil.rmtree(target)
+                    try:
+                        part.rename(target)
+                        sync(self.runs)
+                    except OSError as error:
+                        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                            raise
+                        if not target.exists():  # it was there, and has been moved away since
+                            continue
+                    break  # ours is in place, or another process, or an earlier run, was first
             finally:
                 shutil.rmtree(part, ignore_errors=True)
 
