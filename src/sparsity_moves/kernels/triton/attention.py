@@ -17,7 +17,8 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparsity_moves.kernels.triton.lookup import precision, sum_rows
+from sparsity_moves.kernels.triton.linear import precision
+from sparsity_moves.kernels.triton.lookup import sum_rows
 
 
 @triton.jit

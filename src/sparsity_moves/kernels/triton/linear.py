@@ -1,4 +1,4 @@
-"""A linear map at every token, and the gradient of its matrix."""
+"""A linear map at every token, the gradient of its matrix, and how products round."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ import torch
 import triton
 from jaxtyping import Float
 from torch import Tensor
+
+
+def precision() -> str:
+    """How Triton's products round: as the vendor's do where they may use TF32, else to nearly all of fp32's bits."""
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
 
 
 def summed_product(x: Float[Tensor, "M N I"], d: Float[Tensor, "M N O"]) -> Float[Tensor, "M I O"]:

@@ -14,10 +14,7 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-
-def precision() -> str:
-    """How Triton's products round: as the vendor's do where they may use TF32, else to nearly all of fp32's bits."""
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+from sparsity_moves.kernels.triton.linear import precision
 
 
 @triton.jit

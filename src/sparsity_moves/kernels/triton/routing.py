@@ -14,7 +14,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from sparsity_moves.kernels.triton.lookup import precision
+from sparsity_moves.kernels.triton.linear import precision
 from sparsity_moves.model.architecture import FeedForward
 from sparsity_moves.model.routing import Routing
 
@@ -156,8 +156,7 @@ class _Route(torch.autograd.Function):
         gates = chosen if gate == PLAIN else torch.empty_like(probabilities)
         grid = (triton.cdiv(tokens, ctx.settings["BLOCK"]), models)
         _route[grid](x, router, probabilities, chosen, gates, tokens, TOP=top_k, GATE=gate, **ctx.settings)
-        answering = x[:, :, first : first + answers]
-        answering = x.view_as(x) if answers == positions else answering.contiguous()
+        answering = x.view_as(x) if answers == positions else x[:, :, first : first + answers].contiguous()
         ctx.save_for_backward(x, router, probabilities, chosen)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(chosen)
