@@ -81,18 +81,20 @@ def ablation_parts(subject: Subject) -> list[Columns]:
         right = (logits.argmax(-1) == sequences.targets).flatten(1).float()
         return (right[:, None] @ member)[:, 0] / size  # counts below 2^24 are exact in any order; 0/0 is NaN
 
-    tables, labels = [accuracy(None)], [("none", None, None, None)]
+    tables = [accuracy(None)]
+    labels: list[tuple[str, int | None, int | None, str | None]] = [("none", None, None, None)]
     components: tuple[Component, ...] = ("attention", "ffn")
+    ways: tuple[Replacement, ...] = ("zero", "mean", "resample")
     for component in components:
-        for how in ("zero", "mean", "resample"):
-            edits = replacement(component, how, architecture, subject.trace, subject.seeds)  # type: ignore[arg-type]
+        for how in ways:
+            edits = replacement(component, how, architecture, subject.trace, subject.seeds)
             tables.append(accuracy(dict(edits)))
-            labels.append((component, None, None, how))  # type: ignore[arg-type]
+            labels.append((component, None, None, how))
     for layer in range(architecture.depth):
         for head in range(architecture.heads):
-            for how in ("zero", "mean"):
-                tables.append(accuracy(head_edits(subject, layer, head, how)))  # type: ignore[arg-type]
-                labels.append(("head", layer, head, how))  # type: ignore[arg-type]
+            for how in ways[:2]:
+                tables.append(accuracy(head_edits(subject, layer, head, how)))
+                labels.append(("head", layer, head, how))
     axes: dict[Any, Any] = {
         ("component", "layer", "head", "how"): labels,
         ("position", "operation", "carry"): list(of),

@@ -23,7 +23,7 @@ class Part(NamedTuple):
 
     name: str
     layer: int | None = None
-    index: int | None = None
+    number: int | None = None
 
 
 def parts(subject: Subject) -> Iterator[tuple[Part, Float[Tensor, "M N R D"]]]:

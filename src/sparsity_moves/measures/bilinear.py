@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparsity_moves.errors import UserError
-from sparsity_moves.measures.fourier import TOP, by_sum, modulus, spectrum
+from sparsity_moves.measures.fourier import TOP, by_sum, decomposed, modulus, spectrum
 from sparsity_moves.measures.tidy import Columns, Subject, joined, tidy
 
 
@@ -36,7 +36,7 @@ def singular_forms(
     Vector s of model m is Σ_w weights[m, s, w] · w_in[m, :, w] w_up[m, :, w]ᵀ.
     """
     gram = (w_in.transpose(1, 2) @ w_in) * (w_up.transpose(1, 2) @ w_up)
-    square, left = torch.linalg.eigh(w_out.transpose(1, 2) @ gram @ w_out)  # rising
+    square, left = decomposed(w_out.transpose(1, 2) @ gram @ w_out)
     square, left = square.flip(1)[:, :top].clamp(min=0), left.flip(2)[:, :, :top]
     values = square.sqrt()
     weights = (w_out @ left).transpose(1, 2) / values.clamp(min=1e-30)[..., None]
@@ -61,7 +61,11 @@ def bilinear(subject: Subject) -> list[Columns]:
     embedding = parameters["embed"][:, :p].double()
     tables = []
     for expert in (None, *(range(ffn.experts) if ffn.experts > 1 else ())):
-        units = slice(None) if expert is None else slice(expert * ffn.expert_width, (expert + 1) * ffn.expert_width)
+        units = (
+            slice(None)
+            if expert is None
+            else slice(expert * ffn.expert_width, (expert + 1) * ffn.expert_width)
+        )
         block = w_in[..., units], w_up[..., units], w_out[:, units]
         top = min(TOP, block[0].shape[2], w_out.shape[2])
         values, weights = singular_forms(*block, top)

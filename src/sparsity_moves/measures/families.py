@@ -42,7 +42,9 @@ def applies(family: Family, spec: Spec) -> bool:
     """Whether a run has what a family measures."""
     task = {"patching": "add7", "probes": "add7", "strategy": "histogram"}
     task |= dict.fromkeys(("fourier", "neurons", "progress"), "modular_addition")
-    return (family not in task or spec.task == task[family]) and (family != "routing" or spec.router != "none")
+    return (family not in task or spec.task == task[family]) and (
+        family != "routing" or spec.router != "none"
+    )
 
 
 def at_once(spec: Spec, inputs: int, device: torch.device) -> int:
@@ -110,7 +112,9 @@ def _fleets(
                 models = stack([runs[i].moments[moment].parameters for i in own])
                 parameters = {name: tensor.to(device) for name, tensor in models.items()}
                 seeds = [spec.seed for spec in specs]
-                made[tuple(own)] = Subject(specs[0].architecture, parameters, evaluation(specs, device), seeds)
+                made[tuple(own)] = Subject(
+                    specs[0].architecture, parameters, evaluation(specs, device), seeds
+                )
             return made[tuple(own)]
 
         yield there[start : start + step], subject

@@ -57,8 +57,9 @@ def coefficients(signal: Float[Tensor, "M p S"]) -> Float[Tensor, "M F two S"]:
     """Real and (negative) imaginary parts of the discrete Fourier transform along p, without the constant."""
     p = signal.shape[1]
     basis = waves(p, signal.device)
-    mixed = basis.flatten(1).T.expand(len(signal), -1, -1) @ signal.double()
-    return mixed.unflatten(1, basis.shape[1:])
+    transform = basis.flatten(1).T.expand(len(signal), -1, -1)
+    mixed: Tensor = transform @ signal.double()
+    return mixed.view(len(signal), -1, 2, signal.shape[2])
 
 
 def spectrum(signal: Float[Tensor, "M p S"]) -> Spectrum:
@@ -90,14 +91,17 @@ def averaged(values: Float[Tensor, "M pairs S"], rows: Int[Tensor, "p p"]) -> Fl
     return torch.stack([values[:, row].double().mean(1) for row in rows], 1)
 
 
-def alive(subject: Subject, heard: Float[Tensor, "M W"]) -> Bool[Tensor, "M W"]:
+def alive(subject: Subject, power: Float[Tensor, "M W"]) -> Bool[Tensor, "M W"]:
     """Neurons that are heard in the output: the strength of what they write is at least 1 % of the strongest's.
 
     Strength is the deviation of the mean activation over a + b, times the length of the neuron's output weights.
     """
-    weight = torch.linalg.vector_norm(subject.parameters[f"{subject.architecture.depth - 1}.ffn.w_out"].double(), dim=-1)
-    strength = heard.sqrt() * weight
-    return strength >= 0.01 * strength.amax(1, keepdim=True)
+    weight = torch.linalg.vector_norm(
+        subject.parameters[f"{subject.architecture.depth - 1}.ffn.w_out"].double(), dim=-1
+    )
+    strength = power.sqrt() * weight
+    heard: Tensor = strength >= 0.01 * strength.amax(1, keepdim=True)
+    return heard
 
 
 def mean_and_deviation(x: Float[Tensor, "M W"], among: Bool[Tensor, "M W"]) -> tuple[Tensor, Tensor]:
@@ -135,7 +139,13 @@ def fourier(subject: Subject) -> list[Columns]:
     for site, among in (("neurons", torch.ones_like(live)), ("live_neurons", live)):
         full, full_sd = mean_and_deviation(found.full, among)
         paired, paired_sd = mean_and_deviation(found.paired, among)
-        columns = {"full": full, "full_sd": full_sd, "paired": paired, "paired_sd": paired_sd, "count": among.sum(1)}
+        columns = {
+            "full": full,
+            "full_sd": full_sd,
+            "paired": paired,
+            "paired_sd": paired_sd,
+            "count": among.sum(1),
+        }
         tables.append(tidy({"site": [site]}, **{n: v[:, None] for n, v in columns.items()}))
     rows = by_sum(p, subject.trace.residual.device)
     tables.append(_components(subject.trace.layers[-1].ffn[:, :, 0], rows))
@@ -153,9 +163,19 @@ def fourier(subject: Subject) -> list[Columns]:
     return joined(*tables)
 
 
+def decomposed(
+    matrices: Float[Tensor, "M D D"],
+) -> tuple[Float[Tensor, "M D"], Float[Tensor, "M D D"]]:
+    """Eigenvalues, rising, and eigenvectors of symmetric matrices; NaN for a model that diverged."""
+    finite = matrices.isfinite().all(2).all(1)[:, None]
+    values, vectors = torch.linalg.eigh(matrices.where(finite[..., None], torch.zeros_like(matrices)))
+    nothing = torch.full_like(values, torch.nan)
+    return values.where(finite, nothing), vectors.where(finite[..., None], nothing[..., None])
+
+
 def _components(output: Float[Tensor, "M pairs D"], rows: Int[Tensor, "p p"]) -> list[Columns]:
     centred = output.double() - output.double().mean(1, keepdim=True)
-    variance, vectors = torch.linalg.eigh(centred.transpose(1, 2) @ centred)  # rising
+    variance, vectors = decomposed(centred.transpose(1, 2) @ centred)
     kept = min(TOP, vectors.shape[2])
     top = vectors.flip(2)[:, :, :kept]
     found = spectrum(averaged(centred, rows) @ top)

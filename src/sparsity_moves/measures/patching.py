@@ -98,7 +98,10 @@ def patching(subject: Subject, pairs: int = PAIRS) -> list[Columns]:
         for position in positions:
             digit, operation = digits[:, :, position], sequences.operations[:, :, position]
             drawn = torch.stack(
-                [_pairs(digit[m].cpu(), operation[m].cpu(), seed, position, ways, pairs) for m, seed in enumerate(subject.seeds)],
+                [
+                    _pairs(digit[m].cpu(), operation[m].cpu(), seed, position, ways, pairs)
+                    for m, seed in enumerate(subject.seeds)
+                ],
                 1,
             ).to(digits.device)  # (2, M, ways · pairs)
             recipient, donor = drawn

@@ -67,7 +67,9 @@ def fit(
             x, y = features[probe, index], hot[probe, index].transpose(1, 2)
         wrong = ((state[0] @ x.transpose(1, 2) + state[1]).softmax(1) - y) / x.shape[1]  # (P, C, B)
         rate = recipe.rate * ((1 - (step - 1) / recipe.steps) if recipe.anneal else 1)
-        for value, gradient, m, v in zip(state, (wrong @ x, wrong.sum(2, keepdim=True)), first, second, strict=True):
+        for value, gradient, m, v in zip(
+            state, (wrong @ x, wrong.sum(2, keepdim=True)), first, second, strict=True
+        ):
             m.mul_(0.9).add_(gradient * 0.1)
             v.mul_(0.999).add_(gradient * gradient * 0.001)
             size = (v / (1 - 0.999**step)).sqrt().add_(1e-8)
@@ -75,7 +77,9 @@ def fit(
     return state[0].transpose(1, 2), state[1].transpose(1, 2)
 
 
-def split(inputs: int, share: float, seeds: list[int]) -> tuple[Int[Tensor, "M train"], Int[Tensor, "M test"]]:
+def split(
+    inputs: int, share: float, seeds: list[int]
+) -> tuple[Int[Tensor, "M train"], Int[Tensor, "M test"]]:
     """Which inputs each model's probes are trained and measured on, by its seed."""
     order = torch.stack([torch.randperm(inputs, generator=generator(seed, "probe split")) for seed in seeds])
     size = round(inputs * share)
@@ -111,12 +115,16 @@ def read(
         shape = (recipe.steps, recipe.batch)
         batches = torch.stack([torch.randint(known.shape[1], shape, generator=s) for s in sources], 1)
         batches = batches.to(device).repeat(1, len(places), 1)
-    x, unseen = (torch.cat([tokens(features, index) for features in places.values()]) for index in (train, test))
+    x, unseen = (
+        torch.cat([tokens(features, index) for features in places.values()]) for index in (train, test)
+    )
     if recipe.standardise:
         mean, deviation = x.mean(1, keepdim=True), x.std(1, keepdim=True, correction=0)
         deviation = deviation.clamp(min=1e-8)
         x, unseen = (x - mean) / deviation, (unseen - mean) / deviation
-    weight, bias = fit(x, known.repeat(len(places), 1), classes, recipe, batches)  # place by place, all models of it
+    weight, bias = fit(
+        x, known.repeat(len(places), 1), classes, recipe, batches
+    )  # place by place, all models of it
     right = (unseen @ weight + bias).argmax(-1) == tokens(labels, test).repeat(len(places), 1)
     accuracy = right.unflatten(1, (-1, reads)).double().mean(1).unflatten(0, (len(places), models))
     return found | dict(zip(places, accuracy, strict=True))

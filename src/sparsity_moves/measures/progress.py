@@ -79,5 +79,9 @@ def _loss(
     logits: Float[Tensor, "M pairs C"], targets: Tensor, held_out: Bool[Tensor, "M pairs"]
 ) -> Float[Tensor, "M two"]:
     """Cross-entropy on the pairs trained on, and on the others."""
-    each = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(held_out.shape).double()
+    each = (
+        F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+        .view(held_out.shape)
+        .double()
+    )
     return torch.stack([(each * on).sum(1) / on.sum(1) for on in (~held_out, held_out)], 1)

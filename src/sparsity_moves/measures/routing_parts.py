@@ -13,11 +13,12 @@ from sparsity_moves.measures.tidy import Columns, Subject, joined, tidy
 from sparsity_moves.model import Routing, forward
 
 
-def entropy(counts: Float[Tensor, "... K"]) -> Float[Tensor, "..."]:
+def entropy(counts: Float[Tensor, "... K"]) -> Float[Tensor, ...]:
     """Of the distribution that counts give, in nats; 0 where there are none."""
     whole = counts.sum(-1, keepdim=True).clamp(min=1)
     share = counts / whole
-    return -torch.special.xlogy(share, share).sum(-1)
+    found: Tensor = -torch.special.xlogy(share, share).sum(-1)
+    return found
 
 
 def information(table: Float[Tensor, "M R E O"]) -> tuple[Float[Tensor, " M"], Float[Tensor, " M"]]:
@@ -25,7 +26,7 @@ def information(table: Float[Tensor, "M R E O"]) -> tuple[Float[Tensor, " M"], F
 
     First the mutual information over the mean of both entropies (0 is none, 1 is all; scikit-learn's
     `normalized_mutual_info_score`). Then what it tells beyond the read-out: the mutual information within each
-    read-out, over the operation's entropy there, both averaged over the read-outs. NaN where there is nothing to tell.
+    read-out, over the operation's entropy there, both averaged over the read-outs. NaN where nothing is to be told.
     """
 
     def mutual(counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,10 +57,10 @@ def routing_parts(subject: Subject) -> list[Columns]:
 
     Columns: `expert` (None is the whole layer), `operation` (None is all), `load` (share of the operation's tokens
     for which the expert is open), `accuracy` with everything there, `knocked_out` (accuracy with the expert's output
-    zero; the others' gates stay); and in the row where both are None: `nmi` (see `information`), `nmi_within` (beyond the
-    read-out), and the same of the null, the router at its initial weights in the trained model: `initial_nmi`,
-    `initial_within`. A frozen router is its own null; hash routing has none. The paper's null is the frozen twin's
-    `nmi`, a run of its own with the same seed.
+    zero; the others' gates stay); and in the row where both are None: `nmi` (see `information`), `within` (beyond
+    the read-out), and the same of the null, the router at its initial weights in the trained model: `initial_nmi`,
+    `initial_within`. A frozen router is its own null; hash routing has none. The other null is the frozen twin's
+    `nmi`: a run of its own with the same seed.
 
     Raises `UserError` where there are no experts.
     """
@@ -75,8 +76,10 @@ def routing_parts(subject: Subject) -> list[Columns]:
     size = member.sum(1)
 
     def right(edits: dict[str, Any] | None = None) -> Float[Tensor, "M O"]:
-        logits = forward(architecture, subject.parameters, sequences.tokens, edits=edits).logits if edits else (
-            subject.trace.logits
+        logits = (
+            forward(architecture, subject.parameters, sequences.tokens, edits=edits).logits
+            if edits
+            else (subject.trace.logits)
         )
         is_so = (logits.argmax(-1) == sequences.targets)[:, :, scored].flatten(1).float()
         return (is_so[:, None] @ member)[:, 0] / size
@@ -93,16 +96,15 @@ def routing_parts(subject: Subject) -> list[Columns]:
         accuracy=accuracy.expand_as(knocked),
         knocked_out=knocked,
     )
-    information_of = {"": first(routing)[:, :, scored]}
+    chosen = {"": first(routing)[:, :, scored]}
     if ffn.scores:
         initial = torch.stack([architecture.initialise(s)[f"{last}.ffn.router"] for s in subject.seeds])
         parameters = subject.parameters | {f"{last}.ffn.router": initial.to(load)}
         trace = forward(architecture, parameters, sequences.tokens)
-        information_of["initial_"] = first(trace.layers[-1].routing)[:, :, scored]
-    told = {}
-    for prefix, chosen in information_of.items():
-        nmi, within = information(meetings(chosen, needs))
-        told |= {f"{prefix}nmi": nmi, f"{prefix}nmi_within" if not prefix else "initial_within": within}
+        chosen["initial_"] = first(trace.layers[-1].routing)[:, :, scored]
+    told: dict[str, Tensor] = {}
+    for prefix, expert in chosen.items():
+        told[f"{prefix}nmi"], told[f"{prefix}within"] = information(meetings(expert, needs))
     whole = tidy(
         {"expert": [None], "operation": every},
         accuracy=accuracy,

@@ -29,7 +29,11 @@ def strategy(subject: Subject, recipe: Recipe = READ_OUT) -> list[Columns]:
     is the model's: relation where attention lifts more than the FFN, else inventory.
     """
     trace, targets = subject.trace, subject.sequences.targets
-    places = {"embedding": trace.embedding, "attention": trace.residual - trace.layers[-1].ffn, "ffn": trace.residual}
+    places = {
+        "embedding": trace.embedding,
+        "attention": trace.residual - trace.layers[-1].ffn,
+        "ffn": trace.residual,
+    }
     found = read(places, targets, subject.architecture.task.classes, recipe, subject.seeds)
     accuracy = torch.stack([found[name].mean(1) for name in found], 1)  # (M, sites)
     lift = torch.full_like(accuracy, torch.nan)
