@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparsity_moves.measures.tidy import Columns, Subject, tidy
+from sparsity_moves.measures.tidy import Columns, Subject, joined, tidy
 from sparsity_moves.tasks import generator
 
 
@@ -134,28 +134,24 @@ def read(
 def probes(subject: Subject, recipes: tuple[Recipe, ...] = (PAPER, CODE)) -> list[Columns]:
     """How well the operation is read off each component's output.
 
-    Columns: `recipe` (paper | code), `site` (position: no more than the read-out is known | embedding | attention |
-    ffn, each of the last layer | residual, the final stream), `position` (read-out; None is all scored), `accuracy`
-    on inputs that the probe was not trained on (`code` has no others).
+    Columns: `recipe` (paper | code), `site` (position: no more than the read-out is known | attention | ffn, each of
+    the last layer; by the paper's recipe embedding | residual, the final stream, too), `position` (read-out; None is
+    all scored), `accuracy` on inputs that the probe was not trained on (`code` has no others).
 
     Source: Smithline & Mascioli 2026, linear probes.
     """
     task, trace = subject.architecture.task, subject.trace
     scored = list(task.scored)
-    places = {
-        "embedding": trace.embedding,
-        "attention": trace.layers[-1].attention,
-        "ffn": trace.layers[-1].ffn,
-        "residual": trace.residual,
-    }
-    places = {name: x[:, :, scored] for name, x in places.items()}
+    sites = {"attention": trace.layers[-1].attention, "ffn": trace.layers[-1].ffn}
+    more = {"embedding": trace.embedding, "residual": trace.residual}
     labels = subject.sequences.operations[:, :, scored]
-    found = [read(places, labels, len(task.operation_names), recipe, subject.seeds) for recipe in recipes]
-    each = torch.stack([torch.stack(list(sites.values()), 1) for sites in found], 1)  # (M, recipes, sites, R)
-    whole = each.mean(-1, keepdim=True)
-    axes: dict[Any, Any] = {
-        "recipe": [recipe.name for recipe in recipes],
-        "site": list(found[0]),
-        "position": [None, *scored],
-    }
-    return tidy(axes, accuracy=torch.cat([whole, each], -1))
+    tables = []
+    for recipe in recipes:
+        read_there = sites | more if recipe == PAPER else sites  # those that the papers read, the others once
+        places = {name: x[:, :, scored] for name, x in read_there.items()}
+        found = read(places, labels, len(task.operation_names), recipe, subject.seeds)
+        each = torch.stack(list(found.values()), 1)  # (M, sites, R)
+        accuracy = torch.cat([each.mean(-1, keepdim=True), each], -1)
+        axes: dict[Any, Any] = {"recipe": [recipe.name], "site": list(found), "position": [None, *scored]}
+        tables.append(tidy(axes, accuracy=accuracy[:, None]))
+    return joined(*tables)

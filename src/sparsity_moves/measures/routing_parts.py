@@ -86,7 +86,8 @@ def routing_parts(subject: Subject) -> list[Columns]:
 
     routing = subject.trace.layers[-1].routing
     assert routing is not None, "the layer has experts"
-    load = routing.chosen[:, :, scored].flatten(1, 2).transpose(1, 2) @ member / size[:, None]  # (M, E, O)
+    chose = routing.chosen[:, :, scored].flatten(1, 2).transpose(1, 2).float()
+    load = chose @ member / size[:, None]  # (M, E, O)
     knocked = torch.stack([right({f"{last}.gates": _closing(e)}) for e in range(ffn.experts)], 1)
     every = [None, *range(len(kinds))]
     accuracy = right()[:, None]
@@ -98,8 +99,9 @@ def routing_parts(subject: Subject) -> list[Columns]:
     )
     chosen = {"": first(routing)[:, :, scored]}
     if ffn.scores:
-        initial = torch.stack([architecture.initialise(s)[f"{last}.ffn.router"] for s in subject.seeds])
-        parameters = subject.parameters | {f"{last}.ffn.router": initial.to(load)}
+        name = f"{last}.ffn.router"
+        initial = torch.stack([architecture.initialise(seed)[name] for seed in subject.seeds])
+        parameters = subject.parameters | {name: initial.to(subject.parameters[name])}
         trace = forward(architecture, parameters, sequences.tokens)
         chosen["initial_"] = first(trace.layers[-1].routing)[:, :, scored]
     told: dict[str, Tensor] = {}
