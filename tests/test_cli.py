@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from sparsity_moves import cli, studies
+from sparsity_moves.store.families import FILES
+from sparsity_moves.store.run_files import recorded
 from sparsity_moves.studies import Study, arm, engine
 
 SPECS = [arm("dense", "smoke", "add7", seed, steps=4, evaluate_every=2) for seed in (1, 2)]
@@ -120,6 +123,38 @@ def test_verify_finds_a_damaged_run_and_training_mends_it(command, results):
     assert command("train", "--profile", "smoke")[0] == 0
     assert path.read_bytes() == whole
     assert command("verify", "--profile", "smoke")[0] == 0
+
+
+def test_measures_that_stored_runs_lack_are_added_from_their_parameters(command, results):
+    def tables() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in results.glob("*.parquet")}
+
+    whole = tables()
+    assert "ablation.parquet" in whole
+    for directory in (results / "runs").iterdir():  # as a version without measures stored them
+        record = json.loads((directory / "record.json").read_text())
+        kept = {name: (directory / name).read_bytes() for name in record["files"] if name not in FILES}
+        for name, content in recorded(record, kept).items():
+            (directory / name).write_bytes(content)
+        for name in FILES:
+            (directory / name).unlink(missing_ok=True)
+    for path in results.glob("*.parquet"):
+        path.unlink()
+    (results / "manifest.json").unlink()
+    assert command("verify", "--profile", "smoke")[0] == 0
+    status, out, _ = command("train", "--profile", "smoke")
+    assert status == 0
+    assert "0 models trained" in out
+    assert "2 of those that were there lacked measures" in out
+    assert tables() == whole
+    shutil.rmtree(results / "runs")
+    (results / "ablation.parquet").unlink()
+    status, out, _ = command("train", "--profile", "smoke")
+    assert status == 0
+    assert "0 models trained" in out
+    assert "2 lack measures and were stored without their parameters; --measured trains them again" in out
+    assert "2 models trained" in command("train", "--profile", "smoke", "--measured")[1]
+    assert tables() == whole
 
 
 def test_certified_numbers_are_verified_until_the_tables_change(command, results):

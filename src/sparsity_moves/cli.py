@@ -1,5 +1,4 @@
-"""The command line: sparsity-moves train · measure · status · verify · certify · export · merge · book · chapter ·
-bench."""
+"""The command line: sparsity-moves train · status · verify · certify · export · merge · book · chapter · bench."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Train:
-    """Train every run of the book that is not stored yet, and write the tables."""
+    """Train every run of the book that is not stored yet, measure what runs lack, and write the tables."""
 
     profile: Profile = "laptop"
     workers: int | None = None
@@ -39,7 +38,7 @@ class Train:
     """Moments whose parameters are kept, none where the option is given alone; unless it is given, all, and in the
     paper profile those of a few runs."""
     measured: bool = False
-    """Train runs again that are stored without a family of their measures."""
+    """Train runs again that lack measures and were stored without their parameters."""
 
     def run(self) -> int:
         where = studies.store(self.profile)
@@ -53,28 +52,17 @@ class Train:
             checkpoints=self.checkpoints,
             measured=self.measured,
         )
+        measured, left = studies.measuring.fill(specs, where, studies.engine.device_name())
         studies.write_tables(self.profile)
         print(f"{trained} models trained, {len(specs) - trained} were there already; tables in {where.root}")
-        return 0
-
-
-@dataclass(frozen=True)
-class Measure:
-    """Measure what stored runs lack, from their parameters, and write the tables."""
-
-    profile: Profile = "laptop"
-
-    def run(self) -> int:
-        where = studies.store(self.profile)
-        specs = [spec for study in studies.every(self.profile) for spec in study.specs]
-        done, left = studies.measuring.fill(specs, where, studies.engine.device_name())
-        studies.write_tables(self.profile)
-        again = (
-            f"; `sparsity-moves train --profile {self.profile} --measured` trains them again" if left else ""
-        )
-        print(
-            f"{done} runs measured, {len(left)} lack measures and were stored without their parameters{again}"
-        )
+        if measured:
+            print(
+                f"{measured} of those that were there lacked measures, and were measured from their parameters"
+            )
+        if left:
+            print(
+                f"{len(left)} lack measures and were stored without their parameters; --measured trains them again"
+            )
         return 0
 
 
@@ -248,7 +236,6 @@ class Bench:
 
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[Measure, tyro.conf.subcommand("measure")]
     | Annotated[Status, tyro.conf.subcommand("status")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Certify, tyro.conf.subcommand("certify")]

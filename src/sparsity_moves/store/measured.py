@@ -13,8 +13,9 @@ import polars as pl
 
 from sparsity_moves.names import FAMILIES, Family
 from sparsity_moves.store.families import file_name, table, together
+from sparsity_moves.store.files import sha256
 from sparsity_moves.store.run_files import encoded, recorded
-from sparsity_moves.store.tables import CURVES, RUNS
+from sparsity_moves.store.tables import CURVES, RUNS, Broken
 
 if TYPE_CHECKING:
     from sparsity_moves.store.store import Store
@@ -25,13 +26,23 @@ Measured = Mapping[str, Mapping[Family, Mapping[str, Sequence[Any]]]]
 """Columns of each family, by run."""
 
 
-def rows(store: Store, family: Family, spec_ids: Iterable[str]) -> pl.DataFrame:
-    """A family's rows of these runs, in their order; those that were not measured have none. Raises `Broken`."""
+def rows(
+    store: Store, family: Family, spec_ids: Iterable[str], records: Mapping[str, dict[str, Any]] | None = None
+) -> pl.DataFrame:
+    """A family's rows of these runs, in their order; those that were not measured have none. Raises `Broken`.
+
+    `records` are those of the runs that have directories; they are read unless given.
+    """
     ids = list(dict.fromkeys(spec_ids))
     name = file_name(family)
-    directories = set(store.directories())
-    own = [i for i in ids if i in directories and name in store.record(i)["files"]]
-    frames = [pl.read_parquet(store.runs / i / name) for i in own]
+    records = _records(store, ids) if records is None else records
+    own = [i for i in ids if i in records and name in records[i]["files"]]
+    frames = []
+    for spec_id in own:
+        path = store.runs / spec_id / name
+        if not path.exists() or sha256(path) != records[spec_id]["files"][name]:
+            raise Broken(f"{path} is missing or damaged: it does not match its checksum")
+        frames.append(pl.read_parquet(path))
     rest = sorted(set(ids) - set(own))
     frames.append(store.tables.family(family).filter(pl.col("spec_id").is_in(rest)))
     order = pl.DataFrame({"spec_id": ids}, schema={"spec_id": pl.String})
@@ -41,7 +52,13 @@ def rows(store: Store, family: Family, spec_ids: Iterable[str]) -> pl.DataFrame:
 def every(store: Store, spec_ids: Iterable[str]) -> dict[Family, pl.DataFrame]:
     """All families' rows of these runs."""
     ids = list(spec_ids)
-    return {family: rows(store, family, ids) for family in FAMILIES}
+    records = _records(store, ids)
+    return {family: rows(store, family, ids, records) for family in FAMILIES}
+
+
+def _records(store: Store, spec_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+    directories = set(store.directories())
+    return {i: store.record(i, deep=False) for i in spec_ids if i in directories}
 
 
 def there(store: Store) -> dict[str, set[Family]]:

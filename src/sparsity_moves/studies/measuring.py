@@ -55,23 +55,29 @@ def lacking(specs: Iterable[Spec], store: Store) -> dict[Spec, tuple[Family, ...
     return {spec: families for spec, families in found.items() if families}
 
 
+def unmeasurable(specs: Iterable[Spec], store: Store) -> list[Spec]:
+    """Stored runs that lack families, and the parameters of one of their moments at least to measure them from."""
+    lack = list(lacking(specs, store))
+    if not lack:
+        return []
+    moments = store.moments([spec.spec_id for spec in lack])
+    needed = {i[0]: set(group["moment"]) for i, group in moments.group_by("spec_id")}
+    return [spec for spec in lack if not needed[spec.spec_id] <= set(store.kept(spec.spec_id))]
+
+
 def fill(specs: Iterable[Spec], store: Store, device: str = "cpu", stack: int = 8) -> tuple[int, list[Spec]]:
     """Measure what stored runs lack, from their parameters.
 
-    Gives how many runs were completed, and those that have to be trained again, since the parameters of one of their
-    moments at least were not kept. Raises `Broken` where something stored is damaged.
+    Gives how many runs were completed, and those that have to be trained again for it. Raises `Broken` where
+    something stored is damaged.
     """
     groups: dict[Spec, list[Spec]] = defaultdict(list)
-    left, done = [], 0
-    lack = lacking(specs, store)
-    moments = store.moments([spec.spec_id for spec in lack]) if lack else None
+    lack, done = lacking(specs, store), 0
+    left = unmeasurable(lack, store)
+    again = set(left)
     for spec in lack:
-        assert moments is not None
-        needed = moments.filter(spec_id=spec.spec_id)["moment"].to_list()
-        if set(needed) <= set(store.kept(spec.spec_id)):
+        if spec not in again:
             groups[spec.shape].append(spec)
-        else:
-            left.append(spec)
     for group in groups.values():
         for start in range(0, len(group), stack):
             some = group[start : start + stack]

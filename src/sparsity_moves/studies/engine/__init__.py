@@ -91,7 +91,7 @@ def run(
         checkpoints: moments whose parameters are kept; those that `keeping` says unless given.
         moment: one whose parameters are wanted, and then all are kept: a run that is stored without them is
             trained again.
-        measured: whether a run that is stored without a family of its measures is trained again for them.
+        measured: whether a run that lacks measures, and parameters to measure it from, is trained again.
         keep_every: seconds between two states of a shard, from which it goes on if it is interrupted.
         quiet: no progress.
 

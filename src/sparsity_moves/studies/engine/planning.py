@@ -11,7 +11,7 @@ from sparsity_moves.store import Broken, Store
 from sparsity_moves.store.families import file_name
 from sparsity_moves.store.store import held
 from sparsity_moves.store.tables import checkpoint_name
-from sparsity_moves.studies.measuring import lacking, wanted
+from sparsity_moves.studies.measuring import unmeasurable, wanted
 from sparsity_moves.training import Spec
 
 STACK = {"cpu": 8, "cuda": 64}
@@ -57,11 +57,11 @@ def missing(
     """Runs to train, and one sentence for each damaged thing that has been set aside for it.
 
     Where a `moment` is named, a run whose parameters then are not stored is to be trained too; where `measured`,
-    one that lacks measures.
+    one that lacks measures and parameters to measure it from.
     """
     lost = store.set_tables_aside() if store.tables.damage() else {}
     todo, said = [], list(lost.values())
-    lack = lacking(specs, store) if measured else {}
+    lack = unmeasurable(specs, store) if measured else ()
     for spec in dict.fromkeys(specs):
         sentence = damaged(spec.spec_id, store)
         if sentence:
