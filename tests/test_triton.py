@@ -85,6 +85,44 @@ else:
         for what, expected in found[0].items():
             close(found[1][what], expected, what)
 
+    @pytest.mark.parametrize(
+        ("name", "more"),
+        [
+            *((name, {}) for name in FEW),
+            ("moe_frozen", {}),
+            ("moe_hash", {}),
+            ("moe_switch", {"norm": "rms"}),
+            ("moe", {"depth": 2}),
+            ("moe_switch", {"balance_positions": "read_out"}),
+            ("moe", {"experts": 3, "width": 48}),
+        ],
+        ids=lambda x: "-".join(map(str, x.items())) if isinstance(x, dict) else x,
+    )
+    def test_on_sequences_that_never_change_they_are_the_references_too(name, more):
+        """Some tokens never stand at a position, some more often than a chunk holds, and the last always."""
+        spec = arm(name, "smoke", "modular_addition", 0, **more)
+        architecture, models = spec.architecture, 2
+        start = stack([architecture.initialise(seed) for seed in range(models)])
+        p = {n: t.to(DEVICE).requires_grad_(t.is_floating_point()) for n, t in start.items()}
+        floats = [t for t in p.values() if t.is_floating_point()]
+        tokens = torch.randint(5, (models, 300, 3), generator=generator(2, "sequences")).to(DEVICE)
+        tokens[:, :, 2] = 7
+        tokens[0, 100:, 1] = 3
+        positions = () if not spec.balance_weight else (0, 1, 2)
+        if spec.balance_positions == "read_out":
+            positions = (2,)
+        found = []
+        for which in (REFERENCE, kernels.fixed(tokens, spec.task_object.vocabulary)):
+            trace = forward(architecture, p, tokens, balance_positions=positions, kernels=which)
+            weight = torch.linspace(-1, 1, trace.logits.numel(), device=DEVICE).view_as(trace.logits)
+            loss = (trace.logits * weight).sum() + 30 * trace.balance.sum()
+            gradients = torch.autograd.grad(loss, floats, allow_unused=True, materialize_grads=True)
+            found.append(
+                {"logits": trace.logits, "balance": trace.balance, **dict(zip(p, gradients, strict=False))}
+            )
+        for what, expected in found[0].items():
+            close(found[1][what], expected, what)
+
     @pytest.mark.parametrize("classes", [12, 10, 114])
     def test_cross_entropy_and_its_gradients(classes):
         source = generator(0, "entropy")

@@ -131,6 +131,8 @@ class Fleet:
             self.dropout.at(self.steps_done)
         if self.device.type == "cuda":
             if self.recording is None:
+                always = None if self.spec.batch or self.spec.redraw_every else tokens
+                self.kernels = kernels.choose(self.architecture, self.device, always)
                 changing = [self.flat, *self.moments.values()]
                 self.recording = Recording(self.update, changing, tokens, targets, self.spec.precision)
             entropy = self.recording.replay(tokens, targets)
