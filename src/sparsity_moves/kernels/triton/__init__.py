@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparsity_moves.kernels.triton import fixed_attention
 from sparsity_moves.kernels.triton.attention import VERY_SHORT, attend
-from sparsity_moves.kernels.triton.feedforward import feed_forward
+from sparsity_moves.kernels.triton.grouped import feed_forward
 from sparsity_moves.kernels.triton.linear import linear
 from sparsity_moves.kernels.triton.lookup import lookup
 from sparsity_moves.kernels.triton.loss import cross_entropy

@@ -106,8 +106,7 @@ def _rows_by_token(
         d_read = tl.zeros((H * EP,), tl.float32)
         d_own = tl.zeros((EP,), tl.float32)
         asked = (t >= START) & (t < START + P)
-        start = begin
-        while start < end:
+        for start in range(begin, end, HELD):
             i = start + tl.arange(0, HELD)
             here = i < end
             b = m * B + tl.load(order + at * B + i, mask=here, other=0)
@@ -148,7 +147,6 @@ def _rows_by_token(
                     own = here[:, None] & (expert < E)[None, :]
                     place = upstream + (b * P + t - START)[:, None] * E + expert[None, :]
                     d_own += tl.sum(tl.load(place, mask=own, other=0.0), axis=0)
-            start += HELD
         to = out + (at * C + c) * WIDTH
         tl.store(to + unit, d_query, mask=inside)
         tl.store(to + D + unit, d_key, mask=inside)

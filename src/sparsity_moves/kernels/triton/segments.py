@@ -68,14 +68,12 @@ def _sum_chunks(
     end = tl.load(last + at * C + c)
     if begin < end:
         total = tl.zeros((WP,), tl.float32)
-        start = begin
-        while start < end:
+        for start in range(begin, end, HELD):
             i = start + tl.arange(0, HELD)
             b = tl.load(order + at * B + i, mask=i < end, other=0)
             there = (i < end)[:, None] & (column < WIDTH)[None, :]
             place = gradient + ((m * B + b) * P + p)[:, None] * WIDTH + column[None, :]
             total += tl.sum(tl.load(place, mask=there, other=0.0), axis=0)
-            start += HELD
         tl.store(out + ((m * P + p) * C + c) * WIDTH + column, total, mask=column < WIDTH)
 
 
@@ -93,13 +91,11 @@ def _add_chunks(
     begin = tl.load(at)
     end = tl.load(at + 1)
     total = tl.zeros((BLOCK,), tl.float32)
-    start = begin
-    while start < end:
+    for start in range(begin, end, HELD):
         c = start + tl.arange(0, HELD)
         there = (c < end)[:, None] & (column < WIDTH)[None, :]
         place = partial + ((m * P + p) * C + c)[:, None] * WIDTH + column[None, :]
         total += tl.sum(tl.load(place, mask=there, other=0.0), axis=0)
-        start += HELD
     tl.store(out + ((m * P + p) * V + v) * WIDTH + column, total, mask=column < WIDTH)
 
 
