@@ -18,7 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparsity_moves.kernels.triton.attention import _attend, _keys_and_values, _pattern, _query
-from sparsity_moves.kernels.triton.segments import ROWS, Segments, add_chunks
+from sparsity_moves.kernels.triton.linear import precision
+from sparsity_moves.kernels.triton.segments import Segments, add_chunks
 
 
 @triton.jit
@@ -60,124 +61,157 @@ def _weights_backward(
 
 
 @triton.jit
-def _rows_by_token(
-    projected,
-    index,
-    upstream,
-    pattern,
-    d_scores,
-    order,
-    first,
-    last,
-    out,
-    B,
-    C,
-    rows,
-    T: tl.constexpr,
-    START: tl.constexpr,
-    P: tl.constexpr,
-    H: tl.constexpr,
-    K: tl.constexpr,
-    E: tl.constexpr,
-    EP: tl.constexpr,
-    WIDTH: tl.constexpr,
-    WP: tl.constexpr,
-    HELD: tl.constexpr,
-):
-    """One chunk of one position: gradients of its row's query and key, and of its value.
+def _sum_pairs(
+    d_scores, pairs, begin, pair, out, B, V, T: tl.constexpr, START: tl.constexpr, P: tl.constexpr, H: tl.constexpr,
+    HP: tl.constexpr, CELLS: tl.constexpr, HELD: tl.constexpr,
+):  # fmt: skip
+    """The scores' gradients of all sequences with the same two tokens: a table a head, (M, H, P·V, T·V)."""
+    p = tl.program_id(1) // T
+    t = tl.program_id(1) % T
+    m = tl.program_id(2).to(tl.int64)
+    two = (m * T + START + p) * T + t
+    cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
+    start = tl.load(begin + two * (B + 1) + cell, mask=cell < B, other=B)
+    end = tl.load(begin + two * (B + 1) + cell + 1, mask=cell < B, other=B)
+    longest = tl.max(end - start, axis=0)
+    if longest > 0:
+        h = tl.arange(0, HP)
+        total = tl.zeros((CELLS, HP), tl.float32)
+        for done in range(0, longest, HELD):
+            i = start[:, None] + done + tl.arange(0, HELD)[None, :]
+            there = i < end[:, None]
+            b = m * B + tl.load(pairs + two * B + i, mask=there, other=0)
+            place = ((b[:, :, None] * H + h[None, None, :]) * P + p) * T + t
+            inside = there[:, :, None] & (h < H)[None, None, :]
+            total += tl.sum(tl.load(d_scores + place, mask=inside, other=0.0), axis=1)
+        tokens = tl.load(pair + two * B + cell, mask=cell < B, other=0)
+        row = (m * H + h)[None, :] * (P * V) + p * V + (tokens // V)[:, None]
+        inside = (end > start)[:, None] & (h < H)[None, :]
+        tl.store(out + row * (T * V) + t * V + (tokens % V)[:, None], total, mask=inside)
 
-    Without experts (E = 0) `upstream` is the mixtures' gradient (M, B, P, H·K). With them it is the scores'
-    (M, B, P, E), a value is a number an expert and head, and a row has a score of its own besides.
-    """
-    c = tl.program_id(0)
+
+@triton.jit
+def _rows_from_pairs(
+    table, projected, out, S, INNER, OUTER, FROM, TO, ALONG_OUTER, ALONG_INNER, PART_IN: tl.constexpr,
+    PART_OUT: tl.constexpr, H: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
+    HELD: tl.constexpr,
+):  # fmt: skip
+    """One head's table times its queries or keys: the gradient of its keys or queries."""
+    head = tl.program_id(1)
+    m = tl.program_id(2).to(tl.int64)
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    unit = head * K + tl.arange(0, K)
+    total = tl.zeros((BLOCK, K), tl.float32)
+    own = table + (m * H + head) * INNER * OUTER
+    for start in range(0, INNER, HELD):
+        column = start + tl.arange(0, HELD)
+        inside = (row < OUTER)[:, None] & (column < INNER)[None, :]
+        d = tl.load(own + row[:, None] * ALONG_OUTER + column[None, :] * ALONG_INNER, mask=inside, other=0.0)
+        place = projected + (m * S + FROM + column)[:, None] * (3 * H * K) + PART_IN * H * K + unit[None, :]
+        total += tl.dot(
+            d, tl.load(place, mask=(column < INNER)[:, None], other=0.0), input_precision=PRECISION
+        )
+    to = out + (m * S + TO + row)[:, None] * (3 * H * K) + PART_OUT * H * K + unit[None, :]
+    tl.store(to, total, mask=(row < OUTER)[:, None])
+
+
+@triton.jit
+def _values_by_token(
+    upstream, pattern, order, first, last, out, B, C, T: tl.constexpr, P: tl.constexpr, H: tl.constexpr,
+    K: tl.constexpr, WP: tl.constexpr, HELD: tl.constexpr,
+):  # fmt: skip
+    """One chunk of one position: the gradient of its row's value."""
     t = tl.program_id(1)
     m = tl.program_id(2).to(tl.int64)
     at = m * T + t
-    begin = tl.load(first + at * C + c)
-    end = tl.load(last + at * C + c)
+    chunk = at * C + tl.program_id(0)
+    begin = tl.load(first + chunk)
+    end = tl.load(last + chunk)
     D: tl.constexpr = H * K
     unit = tl.arange(0, WP)
     head = tl.minimum(unit // K, H - 1)
-    inside = unit < D
     if begin < end:
-        d_query = tl.zeros((WP,), tl.float32)
-        d_key = tl.zeros((WP,), tl.float32)
-        d_value = tl.zeros((WP,), tl.float32)
-        d_read = tl.zeros((H * EP,), tl.float32)
-        d_own = tl.zeros((EP,), tl.float32)
-        asked = (t >= START) & (t < START + P)
+        total = tl.zeros((WP,), tl.float32)
         for start in range(begin, end, HELD):
             i = start + tl.arange(0, HELD)
-            here = i < end
-            b = m * B + tl.load(order + at * B + i, mask=here, other=0)
-            wide = here[:, None] & inside[None, :]
+            b = m * B + tl.load(order + at * B + i, mask=i < end, other=0)
+            wide = (i < end)[:, None] & (unit < D)[None, :]
             for p in tl.static_range(P):
-                weight = ((b[:, None] * H + head[None, :]) * P + p) * T + t
-                d_score = tl.load(d_scores + weight, mask=wide, other=0.0)
-                row = m * rows + tl.load(index + b * T + START + p, mask=here, other=0)
-                query = tl.load(projected + row[:, None] * (3 * D) + unit[None, :], mask=wide, other=0.0)
-                d_key += tl.sum(d_score * query, axis=0)
-                if E == 0:
-                    shown = tl.load(pattern + weight, mask=wide, other=0.0)
-                    d_mixed = tl.load(
-                        upstream + (b * P + p)[:, None] * D + unit[None, :], mask=wide, other=0.0
-                    )
-                    d_value += tl.sum(shown * d_mixed, axis=0)
-                else:
-                    read = tl.arange(0, H * EP)
-                    e = read % EP
-                    by_expert = here[:, None] & (e < E)[None, :]
-                    weight = ((b[:, None] * H + (read // EP)[None, :]) * P + p) * T + t
-                    shown = tl.load(pattern + weight, mask=by_expert, other=0.0)
-                    d_said = tl.load(
-                        upstream + (b * P + p)[:, None] * E + e[None, :], mask=by_expert, other=0.0
-                    )
-                    d_read += tl.sum(shown * d_said, axis=0)
-            if asked:
-                for s in tl.static_range(T):
-                    weight = ((b[:, None] * H + head[None, :]) * P + (t - START)) * T + s
-                    d_score = tl.load(d_scores + weight, mask=wide, other=0.0)
-                    row = m * rows + tl.load(index + b * T + s, mask=here, other=0)
-                    key = tl.load(
-                        projected + row[:, None] * (3 * D) + D + unit[None, :], mask=wide, other=0.0
-                    )
-                    d_query += tl.sum(d_score * key, axis=0)
-                if E > 0:
-                    expert = tl.arange(0, EP)
-                    own = here[:, None] & (expert < E)[None, :]
-                    place = upstream + (b * P + t - START)[:, None] * E + expert[None, :]
-                    d_own += tl.sum(tl.load(place, mask=own, other=0.0), axis=0)
-        to = out + (at * C + c) * WIDTH
-        tl.store(to + unit, d_query, mask=inside)
-        tl.store(to + D + unit, d_key, mask=inside)
-        if E == 0:
-            tl.store(to + 2 * D + unit, d_value, mask=inside)
-        else:
-            read = tl.arange(0, H * EP)
-            tl.store(to + 2 * D + (read // EP) * E + read % EP, d_read, mask=read % EP < E)
-            expert = tl.arange(0, EP)
-            tl.store(to + 2 * D + H * E + expert, d_own, mask=expert < E)
+                weight = tl.load(
+                    pattern + ((b[:, None] * H + head[None, :]) * P + p) * T + t, mask=wide, other=0.0
+                )
+                d_mixed = tl.load(upstream + (b * P + p)[:, None] * D + unit[None, :], mask=wide, other=0.0)
+                total += tl.sum(weight * d_mixed, axis=0)
+        tl.store(out + chunk * D + unit, total, mask=unit < D)
+
+
+@triton.jit
+def _readings_by_token(
+    d_said, pattern, order, first, last, out, B, C, T: tl.constexpr, START: tl.constexpr, P: tl.constexpr,
+    H: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, HELD: tl.constexpr,
+):  # fmt: skip
+    """One chunk of one position: the gradient of what its row's values say to the router, head by head, and of what
+    the row says itself."""
+    t = tl.program_id(1)
+    m = tl.program_id(2).to(tl.int64)
+    at = m * T + t
+    chunk = at * C + tl.program_id(0)
+    begin = tl.load(first + chunk)
+    end = tl.load(last + chunk)
+    expert = tl.arange(0, EP)
+    if begin < end:
+        place = out + chunk * ((H + 1) * E) + expert
+        for head in tl.static_range(H):
+            total = tl.zeros((EP,), tl.float32)
+            for start in range(begin, end, HELD):
+                i = start + tl.arange(0, HELD)
+                b = m * B + tl.load(order + at * B + i, mask=i < end, other=0)
+                for p in tl.static_range(P):
+                    weight = tl.load(pattern + ((b * H + head) * P + p) * T + t, mask=i < end, other=0.0)
+                    inside = (i < end)[:, None] & (expert < E)[None, :]
+                    d = tl.load(d_said + (b * P + p)[:, None] * E + expert[None, :], mask=inside, other=0.0)
+                    total += tl.sum(weight[:, None] * d, axis=0)
+            tl.store(place + head * E, total, mask=expert < E)
+        own = tl.zeros((EP,), tl.float32)
+        if (t >= START) & (t < START + P):
+            for start in range(begin, end, HELD):
+                i = start + tl.arange(0, HELD)
+                b = m * B + tl.load(order + at * B + i, mask=i < end, other=0)
+                inside = (i < end)[:, None] & (expert < E)[None, :]
+                of_row = d_said + (b * P + t - START)[:, None] * E + expert[None, :]
+                own += tl.sum(tl.load(of_row, mask=inside, other=0.0), axis=0)
+        tl.store(place + H * E, own, mask=expert < E)
 
 
 def _settings(length: int, start: int, positions: int, heads: int, width: int) -> dict[str, Any]:
     return {"T": length, "START": start, "P": positions, "H": heads, "K": width}
 
 
-def _sums(
-    projected: Tensor, index: Tensor, upstream: Tensor, pattern: Tensor, d_scores: Tensor, by: Segments,
-    of: dict[str, Any], experts: int,
-) -> Float[Tensor, "M S F"]:  # fmt: skip
-    """Each row's gradients: query, key, and value or what was read of it."""
-    models, rows, triple = projected.shape
-    batch, count = index.shape[1], by.first.shape[-1]
-    width = triple if experts == 0 else triple // 3 * 2 + (of["H"] + 1) * experts
-    partial = projected.new_empty(models, of["T"], count, width)
-    _rows_by_token[(count, of["T"], models)](
-        projected, index, upstream, pattern, d_scores, by.order, by.first, by.last, partial, batch, count, rows,
-        **of, E=experts, EP=triton.next_power_of_2(max(1, experts)), WIDTH=width,
-        WP=triton.next_power_of_2(triple // 3), HELD=ROWS,
+def _queries_and_keys(
+    projected: Float[Tensor, "M S 3D"], d_scores: Float[Tensor, "M B H P T"], by: Segments, of: dict[str, Any],
+    out: Float[Tensor, "M S 3D"],
+) -> None:  # fmt: skip
+    """Write the gradients of queries and keys; queries that nobody asked are left alone.
+
+    A score depends on two tokens alone, so its gradients are summed to a table of them first: the rest is products
+    of tables.
+    """
+    models, batch, heads, positions, length = d_scores.shape
+    rows = projected.shape[1]
+    vocabulary = rows // length
+    table = d_scores.new_zeros(models, heads, positions * vocabulary, length * vocabulary)
+    _sum_pairs[(triton.cdiv(batch, 16), positions * length, models)](
+        d_scores, by.pairs, by.begin, by.pair, table, batch, vocabulary, T=length, START=of["START"], P=positions,
+        H=heads, HP=triton.next_power_of_2(heads), CELLS=16, HELD=64,
     )  # fmt: skip
-    return add_chunks(partial, by, 0).view(models, rows, width)
+    asked, seen, start = positions * vocabulary, rows, of["START"] * vocabulary
+    common = {"H": heads, "K": of["K"], "PRECISION": precision(), "BLOCK": 64, "HELD": 64}
+    _rows_from_pairs[(triton.cdiv(asked, 64), heads, models)](
+        table, projected, out, rows, seen, asked, 0, start, seen, 1, PART_IN=1, PART_OUT=0, **common
+    )  # fmt: skip
+    _rows_from_pairs[(triton.cdiv(seen, 64), heads, models)](
+        table, projected, out, rows, asked, seen, start, 0, 1, seen, PART_IN=0, PART_OUT=1, **common
+    )  # fmt: skip
 
 
 class _Attend(torch.autograd.Function):
@@ -219,7 +253,16 @@ class _Attend(torch.autograd.Function):
         _weights_backward[ctx.grid](
             projected, index, upstream, pattern, d_scores, batch, rows, scale, **of, **ctx.more
         )
-        return _sums(projected, index, upstream, pattern, d_scores, ctx.by, of, 0), *(None,) * 6
+        d_projected = torch.zeros_like(projected)
+        _queries_and_keys(projected, d_scores, ctx.by, of, d_projected)
+        count, d_model = ctx.by.first.shape[-1], of["H"] * of["K"]
+        partial = projected.new_empty(models, of["T"], count, d_model)
+        _values_by_token[(count, of["T"], models)](
+            upstream, pattern, ctx.by.order, ctx.by.first, ctx.by.last, partial, batch, count, T=of["T"], P=of["P"],
+            H=of["H"], K=of["K"], WP=triton.next_power_of_2(d_model), HELD=16, num_warps=2,
+        )  # fmt: skip
+        add_chunks(partial, ctx.by, 0, d_projected[..., 2 * d_model :].unflatten(1, (of["T"], -1)))
+        return d_projected, *(None,) * 6
 
 
 def attend(
@@ -388,16 +431,21 @@ class _Glance(torch.autograd.Function):
             projected, values, index, probabilities, gradients[0].contiguous(), d_said, pattern, d_scores,
             batch, rows, 1 / math.sqrt(of["K"]), **of, **ctx.more,
         )  # fmt: skip
-        d_rows = _sums(projected, index, d_said, pattern, d_scores, ctx.by, of, experts)
-        d_model, heads, width = triple // 3, of["H"], of["K"]
-        d_values = d_rows[..., 2 * d_model : 2 * d_model + heads * experts].unflatten(-1, (heads, experts))
+        d_projected = torch.zeros_like(projected)
+        _queries_and_keys(projected, d_scores, ctx.by, of, d_projected)
+        count, d_model, heads, width = ctx.by.first.shape[-1], triple // 3, of["H"], of["K"]
+        partial = projected.new_empty(models, of["T"], count, (heads + 1) * experts)
+        _readings_by_token[(count, of["T"], models)](
+            d_said, pattern, ctx.by.order, ctx.by.first, ctx.by.last, partial, batch, count, T=of["T"],
+            START=of["START"], P=of["P"], H=heads, E=experts, EP=ctx.more["EP"], HELD=64, num_warps=1,
+        )  # fmt: skip
+        d_rows = add_chunks(partial, ctx.by, 0).view(models, rows, heads + 1, experts)
+        d_values, d_own = d_rows[:, :, :heads], d_rows[:, :, heads]
         by_head = projected[..., 2 * d_model :].unflatten(-1, (heads, width))
         of_head = reading.unflatten(1, (heads, width))
-        d_projected = torch.empty_like(projected)
-        d_projected[..., : 2 * d_model] = d_rows[..., : 2 * d_model]
         d_projected[..., 2 * d_model :] = torch.einsum("mshe,mhke->mshk", d_values, of_head).flatten(2)
         d_reading = torch.einsum("mshk,mshe->mhke", by_head, d_values).flatten(1, 2)
-        return d_projected, d_rows[..., 2 * d_model + heads * experts :], d_reading, *(None,) * 7
+        return d_projected, d_own, d_reading, *(None,) * 7
 
 
 def glance(

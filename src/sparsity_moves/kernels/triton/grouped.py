@@ -20,12 +20,11 @@ from sparsity_moves.kernels.triton.linear import precision
 from sparsity_moves.model.architecture import FeedForward, Parameters
 from sparsity_moves.model.routing import Routing
 
-
-CHUNK = 64
-"""Assignments a program takes through its expert."""
-SLICE = 64
-"""Hidden units that it holds at once."""
-WARPS = 8
+CHUNK, SLICE = 128, 32
+"""Assignments a program takes through its expert, and hidden units it holds at once; half of both from 129 wide on,
+or they would not fit a multiprocessor."""
+TILE = 128
+"""Rows and columns of a matrix's gradient that a program sums."""
 
 
 class Dispatch(NamedTuple):
@@ -356,7 +355,8 @@ class _Grouped(torch.autograd.Function):
         )
         given = tuple(tensor.contiguous() for tensor in given)
         _through[(count, models)](
-            x, *given, gates, by.order, by.first, by.last, by.expert, y, tokens, count, **ctx.settings, num_warps=WARPS
+            x, *given, gates, by.order, by.first, by.last, by.expert, y, tokens, count, **ctx.settings,
+            num_warps=4, num_stages=1,
         )  # fmt: skip
         ctx.save_for_backward(x, *given, gates, *by)
         return y.view(models, tokens, d_model) if top_k == 1 else y.sum(2)
@@ -377,13 +377,17 @@ class _Grouped(torch.autograd.Function):
         _back[(count, models)](
             x, w_in, w_up, b_in, w_out, b_out, gates, by.order, by.first, by.last, by.expert, upstream, hidden,
             d_before, x if d_up is None else d_up, x if d_gates is None else d_gates, d_x, tokens, count, **of,
-            num_warps=WARPS,
+            num_warps=of["CHUNK"] // 16, num_stages=1,
         )  # fmt: skip
 
         def matrix(rows: Tensor, units: Tensor, outwards: bool, summed: bool) -> tuple[Tensor, Tensor | None]:
-            block_d, block_w = min(128, of["DP"]), min(128, max(16, triton.next_power_of_2(width)))
+            block_d, block_w = (
+                min(TILE, of["DP"]),
+                min(TILE, max(16, triton.next_power_of_2(width))),
+            )
             tiles = triton.cdiv(d_model, block_d) * triton.cdiv(width, block_w)
-            parts = max(1, min(16, 528 // (models * experts * tiles), tokens * top_k // (experts * 256)))
+            # Experts are rarely of one size: without parts, the device waits for the largest.
+            parts = max(1, min(16, 2112 // (models * experts * tiles), tokens * top_k // 512))
             shape = (models, experts, width, d_model) if outwards else (models, d_model, experts, width)
             out = x.new_empty(parts, *shape)
             sums = x.new_empty(parts, models, experts, width) if summed else None
@@ -391,7 +395,7 @@ class _Grouped(torch.autograd.Function):
                 rows, units, by.order, by.starts, out, out if sums is None else sums, tokens, E=experts, TOP=top_k,
                 D=d_model, W=width, ALONG_D=1 if outwards else experts * width, ALONG_W=d_model if outwards else 1,
                 OF_EXPERT=width * d_model if outwards else width, SUMMED=summed, PARTS=parts,
-                PRECISION=of["PRECISION"], BLOCK_D=block_d, BLOCK_W=block_w, HELD=32, num_warps=WARPS,
+                PRECISION=of["PRECISION"], BLOCK_D=block_d, BLOCK_W=block_w, HELD=32, num_warps=4, num_stages=3,
             )  # fmt: skip
             total = out[0] if parts == 1 else out.sum(0)
             if sums is None:

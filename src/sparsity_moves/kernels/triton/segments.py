@@ -32,6 +32,12 @@ class Segments(NamedTuple):
     """Where it ends; chunks that are not needed are empty."""
     chunks: Int[Tensor, "M T V_and_one"]
     """The chunks of token v are chunks[v] to chunks[v + 1] - 1."""
+    pairs: Int[Tensor, "M T T B"]
+    """Sequences in the order of their pair of tokens, at every two positions."""
+    begin: Int[Tensor, "M T T B_and_one"]
+    """Where in `pairs` those with one pair begin; B for pairs that are not needed."""
+    pair: Int[Tensor, "M T T B"]
+    """Which pair that is: first token · V + second token."""
 
 
 def segments(tokens: Int[Tensor, "M B T"], vocabulary: int) -> Segments:
@@ -50,7 +56,17 @@ def segments(tokens: Int[Tensor, "M B T"], vocabulary: int) -> Segments:
     last = torch.minimum(first + CHUNK, before.gather(2, token + 1))
     used = number < chunks[..., -1:]
     first, last = (torch.where(used, place, 0) for place in (first, last))
-    return Segments(*(x.to(torch.int32).contiguous() for x in (order, first, last, chunks)))
+    code = token_at[:, :, None] * vocabulary + token_at[:, None]
+    pairs = code.argsort(dim=-1, stable=True)
+    code = code.gather(-1, pairs)
+    which = F.pad((code[..., 1:] != code[..., :-1]).cumsum(-1), (1, 0))
+    place = torch.arange(batch, device=tokens.device).expand_as(which)
+    begin = tokens.new_full((models, length, length, batch + 1), batch).scatter_reduce(
+        -1, which, place, "amin"
+    )
+    pair = torch.zeros_like(code).scatter(-1, which, code)
+    parts = (order, first, last, chunks, pairs, begin, pair)
+    return Segments(*(x.to(torch.int32).contiguous() for x in parts))
 
 
 @triton.jit
@@ -79,7 +95,7 @@ def _sum_chunks(
 
 @triton.jit
 def _add_chunks(
-    partial, chunks, out, C, V, T: tl.constexpr, START: tl.constexpr, P: tl.constexpr, WIDTH: tl.constexpr,
+    partial, chunks, out, C, V, STRIDE, T: tl.constexpr, START: tl.constexpr, P: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK: tl.constexpr, HELD: tl.constexpr,
 ):  # fmt: skip
     """One token at one position: the sum of its chunks; zero where it never stands."""
@@ -96,18 +112,23 @@ def _add_chunks(
         there = (c < end)[:, None] & (column < WIDTH)[None, :]
         place = partial + ((m * P + p) * C + c)[:, None] * WIDTH + column[None, :]
         total += tl.sum(tl.load(place, mask=there, other=0.0), axis=0)
-    tl.store(out + ((m * P + p) * V + v) * WIDTH + column, total, mask=column < WIDTH)
+    tl.store(out + ((m * P + p) * V + v) * STRIDE + column, total, mask=column < WIDTH)
 
 
-def add_chunks(partial: Float[Tensor, "M P C F"], by: Segments, start: int) -> Float[Tensor, "M P V F"]:
-    """Each token's sum from its chunks', at positions start, start + 1, …, start + P - 1."""
+def add_chunks(
+    partial: Float[Tensor, "M P C F"], by: Segments, start: int, out: Float[Tensor, "M P V F"] | None = None
+) -> Float[Tensor, "M P V F"]:
+    """Each token's sum from its chunks', at positions start, start + 1, …, start + P - 1.
+
+    `out` may be columns of something wider, of which all else is one block.
+    """
     models, positions, count, width = partial.shape
     length, vocabulary = by.chunks.shape[1], by.chunks.shape[2] - 1
-    out = partial.new_empty(models, positions, vocabulary, width)
+    out = partial.new_empty(models, positions, vocabulary, width) if out is None else out
     block = min(512, triton.next_power_of_2(width))
     _add_chunks[(vocabulary, triton.cdiv(width, block), models * positions)](
-        partial, by.chunks, out, count, vocabulary, T=length, START=start, P=positions, WIDTH=width, BLOCK=block,
-        HELD=8,
+        partial, by.chunks, out, count, vocabulary, out.stride(2), T=length, START=start, P=positions, WIDTH=width,
+        BLOCK=block, HELD=8,
     )  # fmt: skip
     return out
 
