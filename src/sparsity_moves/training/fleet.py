@@ -281,7 +281,7 @@ def train(
         picks = None if picks is None else picks.to(fleet.device)
         ledger.note(step, loss, *look(fleet.spec, fleet.parameters, sequences, picks, fleet.kernels))
         if fleet.device.type == "cuda":
-            torch.cuda.synchronize()  # or the progress told would be that of the launches
+            torch.cuda.current_stream().synchronize()  # or the progress told would be that of the launches
         if keep is not None and step < fleet.spec.steps and time.monotonic() - kept >= keep_every:
             keep(fleet.state() | ledger.state())
             kept = time.monotonic()

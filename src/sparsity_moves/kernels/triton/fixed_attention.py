@@ -200,9 +200,12 @@ def _queries_and_keys(
     rows = projected.shape[1]
     vocabulary = rows // length
     table = d_scores.new_zeros(models, heads, positions * vocabulary, length * vocabulary)
-    _sum_pairs[(triton.cdiv(batch, 16), positions * length, models)](
+    # Few pairs with many sequences, or many with few: a program holds so many numbers either way.
+    longest = max(max(by.longest[position]) for position in range(of["START"], of["START"] + positions))
+    cells, held = (4, 256) if longest > 512 else (16, 64)
+    _sum_pairs[(triton.cdiv(batch, cells), positions * length, models)](
         d_scores, by.pairs, by.begin, by.pair, table, batch, vocabulary, T=length, START=of["START"], P=positions,
-        H=heads, HP=triton.next_power_of_2(heads), CELLS=16, HELD=64,
+        H=heads, HP=triton.next_power_of_2(heads), CELLS=cells, HELD=held,
     )  # fmt: skip
     asked, seen, start = positions * vocabulary, rows, of["START"] * vocabulary
     common = {"H": heads, "K": of["K"], "PRECISION": precision(), "BLOCK": 64, "HELD": 64}

@@ -32,8 +32,8 @@ class Dispatch(NamedTuple):
 
     order: Int[Tensor, "M A"]
     """Assignment: token · k + how many of the token's experts come before this one."""
-    starts: Int[Tensor, "M E_and_one"]
-    """Expert e's are order[starts[e]] to order[starts[e + 1] - 1]."""
+    chunks: Int[Tensor, "M E_and_one"]
+    """Expert e's chunks are chunks[e] to chunks[e + 1] - 1."""
     first: Int[Tensor, "M C"]
     last: Int[Tensor, "M C"]
     expert: Int[Tensor, "M C"]
@@ -41,7 +41,7 @@ class Dispatch(NamedTuple):
 
 @triton.jit
 def _dispatch(
-    chosen, order, starts, first, last, expert, N, C, E: tl.constexpr, EP: tl.constexpr, TOP: tl.constexpr,
+    chosen, order, chunks, first, last, expert, N, C, E: tl.constexpr, EP: tl.constexpr, TOP: tl.constexpr,
     CP: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     mine = tl.program_id(0)
@@ -68,10 +68,10 @@ def _dispatch(
         tl.store(order + m * N * TOP + to, n * TOP + slot, mask=own == 1)
         place += tl.sum(own, axis=0)
     if mine == 0:
-        tl.store(starts + m * (E + 1) + e, begins, mask=e < E)
-        tl.store(starts + m * (E + 1) + E, N * TOP)
         wanted = (counts + CHUNK - 1) // CHUNK
         until = tl.cumsum(wanted, 0)
+        tl.store(chunks + m * (E + 1) + e, until - wanted, mask=e < E)
+        tl.store(chunks + m * (E + 1) + e + 1, until, mask=e == E - 1)
         c = tl.arange(0, CP)
         whose = tl.minimum(tl.sum((until[None, :] <= c[:, None]).to(tl.int32), axis=1), E - 1)
         is_whose = e[None, :] == whose[:, None]
@@ -100,10 +100,10 @@ def dispatch(chosen: Float[Tensor, "M N E"], top_k: int, chunk: int) -> Dispatch
 @triton.jit
 def _through(
     x,
-    w_in,
-    w_up,
+    in_t,
+    up_t,
     b_in,
-    w_out,
+    out_t,
     b_out,
     gates,
     order,
@@ -144,17 +144,21 @@ def _through(
         for start in range(0, W, SLICE):
             unit = start + tl.arange(0, SLICE)
             inside = unit < W
-            across = m * (D * E * W) + d[:, None] * (E * W) + e * W + unit[None, :]
-            sides = (d < D)[:, None] & inside[None, :]
-            h = tl.dot(tile, tl.load(w_in + across, mask=sides, other=0.0), input_precision=PRECISION)
+            across = ((m * E + e) * W + unit)[:, None] * D + d[None, :]
+            sides = inside[:, None] & (d < D)[None, :]
+            h = tl.dot(
+                tile, tl.trans(tl.load(in_t + across, mask=sides, other=0.0)), input_precision=PRECISION
+            )
             if BIASED:
                 h += tl.load(b_in + (m * E + e) * W + unit, mask=inside, other=0.0)[None, :]
             h = _phi(h, ACT)
             if GATED:
-                h *= tl.dot(tile, tl.load(w_up + across, mask=sides, other=0.0), input_precision=PRECISION)
-            down = w_out + ((m * E + e) * W + unit)[:, None] * D + d[None, :]
-            back = tl.load(down, mask=inside[:, None] & (d < D)[None, :], other=0.0)
-            out += tl.dot(h, back, input_precision=PRECISION)
+                h *= tl.dot(
+                    tile, tl.trans(tl.load(up_t + across, mask=sides, other=0.0)), input_precision=PRECISION
+                )
+            down = out_t + m * (D * E * W) + d[:, None] * (E * W) + e * W + unit[None, :]
+            back = tl.load(down, mask=(d < D)[:, None] & inside[None, :], other=0.0)
+            out += tl.dot(h, tl.trans(back), input_precision=PRECISION)
         if BIASED:
             out += tl.load(b_out + (m * E + e) * D + d, mask=d < D, other=0.0)[None, :]
         if WEIGHED:
@@ -167,6 +171,8 @@ def _back(
     x,
     w_in,
     w_up,
+    in_t,
+    up_t,
     b_in,
     w_out,
     b_out,
@@ -176,9 +182,11 @@ def _back(
     last,
     expert,
     upstream,
-    hidden,
-    d_before,
-    d_up,
+    x_t,
+    upstream_t,
+    hidden_t,
+    d_before_t,
+    d_up_t,
     d_gates,
     d_x,
     N,
@@ -196,7 +204,8 @@ def _back(
     CHUNK: tl.constexpr,
     SLICE: tl.constexpr,
 ):
-    """One chunk's gradients: of its tokens, a row an assignment, and of its hidden units, in the order of `order`."""
+    """One chunk's gradients, a row an assignment. What the matrices' gradients are products of is written turned, a
+    column an assignment, CHUNK columns a chunk: those past its end have no gradient."""
     m = tl.program_id(1).to(tl.int64)
     c = m * C + tl.program_id(0)
     begin = tl.load(first + c)
@@ -212,6 +221,11 @@ def _back(
         tile = tl.load(x + n[:, None] * D + d[None, :], mask=wide, other=0.0)
         dy = tl.load(upstream + n[:, None] * D + d[None, :], mask=wide, other=0.0)
         d_tile = tl.zeros((CHUNK, DP), tl.float32)
+        r = tl.arange(0, CHUNK).to(tl.int64)
+        column = (tl.program_id(0) * CHUNK + r)[:, None]
+        turned_d = (m * D + d)[None, :] * (C * CHUNK) + column
+        tl.store(x_t + turned_d, tile, mask=(d < D)[None, :])
+        tl.store(upstream_t + turned_d, dy, mask=(d < D)[None, :])
         if WEIGHED:
             gate = tl.load(gates + n * E + e, mask=here, other=0.0)
             d_gate = tl.zeros((CHUNK,), tl.float32)
@@ -223,25 +237,27 @@ def _back(
             inside = unit < W
             across = m * (D * E * W) + d[:, None] * (E * W) + e * W + unit[None, :]
             sides = (d < D)[:, None] & inside[None, :]
+            inwards = ((m * E + e) * W + unit)[:, None] * D + d[None, :]
+            turned = inside[:, None] & (d < D)[None, :]
             into = tl.load(w_in + across, mask=sides, other=0.0)
-            before = tl.dot(tile, into, input_precision=PRECISION)
+            into_t = tl.load(in_t + inwards, mask=turned, other=0.0)
+            before = tl.dot(tile, tl.trans(into_t), input_precision=PRECISION)
             if BIASED:
                 before += tl.load(b_in + (m * E + e) * W + unit, mask=inside, other=0.0)[None, :]
             h = _phi(before, ACT)
             slope = _phi_slope(before, ACT)
-            down = w_out + ((m * E + e) * W + unit)[:, None] * D + d[None, :]
-            back = tl.load(down, mask=inside[:, None] & (d < D)[None, :], other=0.0)
+            back = tl.load(w_out + inwards, mask=turned, other=0.0)
             d_h = tl.dot(dy, tl.trans(back), input_precision=PRECISION)
-            to = (m * N * TOP + i)[:, None] * W + unit[None, :]
-            kept = here[:, None] & inside[None, :]
+            to = (m * W + unit)[None, :] * (C * CHUNK) + column
             if GATED:
                 up_into = tl.load(w_up + across, mask=sides, other=0.0)
-                up = tl.dot(tile, up_into, input_precision=PRECISION)
+                up_into_t = tl.load(up_t + inwards, mask=turned, other=0.0)
+                up = tl.dot(tile, tl.trans(up_into_t), input_precision=PRECISION)
                 if WEIGHED:
                     d_gate += tl.sum(d_h * h * up, axis=1)
                     d_h *= gate[:, None]
                 d_u = d_h * h
-                tl.store(d_up + to, d_u, mask=kept)
+                tl.store(d_up_t + to, d_u, mask=inside[None, :])
                 d_tile += tl.dot(d_u, tl.trans(up_into), input_precision=PRECISION)
                 h *= up
                 d_b = d_h * up * slope
@@ -252,8 +268,8 @@ def _back(
                 d_b = d_h * slope
             if WEIGHED:
                 h *= gate[:, None]
-            tl.store(hidden + to, h, mask=kept)
-            tl.store(d_before + to, d_b, mask=kept)
+            tl.store(hidden_t + to, h, mask=inside[None, :])
+            tl.store(d_before_t + to, d_b, mask=inside[None, :])
             d_tile += tl.dot(d_b, tl.trans(into), input_precision=PRECISION)
         if WEIGHED:
             tl.store(d_gates + n * E + e, d_gate, mask=here)
@@ -262,15 +278,13 @@ def _back(
 
 @triton.jit
 def _matrix(
-    tokens,
-    units,
-    order,
-    starts,
+    tokens_t,
+    units_t,
+    chunks,
     out,
     sums,
-    N,
+    C,
     E: tl.constexpr,
-    TOP: tl.constexpr,
     D: tl.constexpr,
     W: tl.constexpr,
     ALONG_D: tl.constexpr,
@@ -279,6 +293,7 @@ def _matrix(
     SUMMED: tl.constexpr,
     PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
+    CHUNK: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_W: tl.constexpr,
     HELD: tl.constexpr,
@@ -290,27 +305,25 @@ def _matrix(
     e = tl.program_id(1)
     m = (tl.program_id(2) // PARTS).to(tl.int64)
     part = tl.program_id(2) % PARTS
-    begin = tl.load(starts + m * (E + 1) + e)
-    end = tl.load(starts + m * (E + 1) + e + 1)
-    share = ((end - begin + PARTS - 1) // PARTS + HELD - 1) // HELD * HELD
-    start = begin + part * share
-    end = tl.minimum(start + share, end)
+    begin = tl.load(chunks + m * (E + 1) + e)
+    end = tl.load(chunks + m * (E + 1) + e + 1)
+    share = (end - begin + PARTS - 1) // PARTS
+    begin += part * share
+    end = tl.minimum(begin + share, end)
     total = tl.zeros((BLOCK_D, BLOCK_W), tl.float32)
     summed = tl.zeros((BLOCK_W,), tl.float32)
-    for at in range(start, end, HELD):
-        i = at + tl.arange(0, HELD)
-        here = i < end
-        n = m * N + tl.load(order + m * N * TOP + i, mask=here, other=0) // TOP
-        t = tl.load(tokens + n[:, None] * D + d[None, :], mask=here[:, None] & (d < D)[None, :], other=0.0)
-        place = units + (m * N * TOP + i)[:, None] * W + w[None, :]
-        u = tl.load(place, mask=here[:, None] & (w < W)[None, :], other=0.0)
-        total += tl.dot(tl.trans(t), u, input_precision=PRECISION)
+    held = tl.arange(0, HELD)
+    for start in range(begin * CHUNK, end * CHUNK, HELD):
+        place = tokens_t + (m * D + d)[:, None] * (C * CHUNK) + start + held[None, :]
+        t = tl.load(place, mask=(d < D)[:, None], other=0.0)
+        place = units_t + (m * W + w)[:, None] * (C * CHUNK) + start + held[None, :]
+        u = tl.load(place, mask=(w < W)[:, None], other=0.0)
+        total += tl.dot(t, tl.trans(u), input_precision=PRECISION)
         if SUMMED:
-            summed += tl.sum(u, axis=0)
+            summed += tl.sum(u, axis=1)
     to = out + (part * (tl.num_programs(2) // PARTS) + m) * (E * D * W) + e * OF_EXPERT
-    tl.store(
-        to + d[:, None] * ALONG_D + w[None, :] * ALONG_W, total, mask=(d < D)[:, None] & (w < W)[None, :]
-    )
+    inside = (d < D)[:, None] & (w < W)[None, :]
+    tl.store(to + d[:, None] * ALONG_D + w[None, :] * ALONG_W, total, mask=inside)
     if SUMMED and tl.program_id(0) < across:
         place = sums + ((part * (tl.num_programs(2) // PARTS) + m) * E + e) * W + w
         tl.store(place, summed, mask=w < W)
@@ -345,46 +358,45 @@ class _Grouped(torch.autograd.Function):
         }
         y = x.new_empty(models, tokens, top_k, d_model)
         count = by.first.shape[1]
+        in_t, out_t = (w.transpose(1, 2).contiguous() for w in (w_in, w_out))
+        up_t = x if w_up is None else w_up.transpose(1, 2).contiguous()
         # A pointer that the settings leave unread may be any.
-        given = (
-            w_in,
-            x if w_up is None else w_up,
-            x if b_in is None else b_in,
-            w_out,
-            x if b_out is None else b_out,
-        )
-        given = tuple(tensor.contiguous() for tensor in given)
+        w_up = x if w_up is None else w_up.contiguous()
+        b_in, b_out = (x if b is None else b.contiguous() for b in (b_in, b_out))
         _through[(count, models)](
-            x, *given, gates, by.order, by.first, by.last, by.expert, y, tokens, count, **ctx.settings,
-            num_warps=4, num_stages=1,
+            x, in_t, up_t, b_in, out_t, b_out, gates, by.order, by.first, by.last, by.expert, y, tokens, count,
+            **ctx.settings, num_warps=4, num_stages=1,
         )  # fmt: skip
-        ctx.save_for_backward(x, *given, gates, *by)
+        matrices = (w_in.contiguous(), w_up, in_t, up_t, w_out.contiguous())
+        ctx.save_for_backward(x, *matrices, b_in, b_out, gates, *by)
         return y.view(models, tokens, d_model) if top_k == 1 else y.sum(2)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        x, w_in, w_up, b_in, w_out, b_out, gates, *saved = ctx.saved_tensors
-        by, of = Dispatch(*saved), ctx.settings
+        x, *matrices, b_in, b_out, gates, order, chunks, first, last, expert = ctx.saved_tensors
+        by, of = Dispatch(order, chunks, first, last, expert), ctx.settings
         upstream = gradients[0].contiguous()
         models, tokens, d_model = x.shape
         experts, top_k, width = of["E"], of["TOP"], of["W"]
-        hidden = x.new_empty(models, tokens * top_k, width)
-        d_before = torch.empty_like(hidden)
-        d_up = torch.empty_like(hidden) if of["GATED"] else None
+        count = by.first.shape[1]
+        columns = count * of["CHUNK"]
+        hidden_t = x.new_empty(models, width, columns)
+        d_before_t = torch.empty_like(hidden_t)
+        d_up_t = torch.empty_like(hidden_t) if of["GATED"] else None
+        x_t = x.new_empty(models, d_model, columns)
+        upstream_t = torch.empty_like(x_t)
         d_gates = torch.zeros_like(gates) if of["WEIGHED"] else None
         d_x = x.new_empty(models, tokens, top_k, d_model)
-        count = by.first.shape[1]
+        w_in, w_up, in_t, up_t, w_out = matrices
         _back[(count, models)](
-            x, w_in, w_up, b_in, w_out, b_out, gates, by.order, by.first, by.last, by.expert, upstream, hidden,
-            d_before, x if d_up is None else d_up, x if d_gates is None else d_gates, d_x, tokens, count, **of,
-            num_warps=of["CHUNK"] // 16, num_stages=1,
+            x, w_in, w_up, in_t, up_t, b_in, w_out, b_out, gates, by.order, by.first, by.last, by.expert, upstream,
+            x_t, upstream_t, hidden_t, d_before_t, x if d_up_t is None else d_up_t, x if d_gates is None else d_gates,
+            d_x, tokens, count, **of, num_warps=of["CHUNK"] // 16, num_stages=1,
         )  # fmt: skip
 
         def matrix(rows: Tensor, units: Tensor, outwards: bool, summed: bool) -> tuple[Tensor, Tensor | None]:
-            block_d, block_w = (
-                min(TILE, of["DP"]),
-                min(TILE, max(16, triton.next_power_of_2(width))),
-            )
+            block_d = min(TILE, of["DP"])
+            block_w = min(TILE, max(16, triton.next_power_of_2(width)))
             tiles = triton.cdiv(d_model, block_d) * triton.cdiv(width, block_w)
             # Experts are rarely of one size: without parts, the device waits for the largest.
             parts = max(1, min(16, 2112 // (models * experts * tiles), tokens * top_k // 512))
@@ -392,19 +404,20 @@ class _Grouped(torch.autograd.Function):
             out = x.new_empty(parts, *shape)
             sums = x.new_empty(parts, models, experts, width) if summed else None
             _matrix[(tiles, experts, models * parts)](
-                rows, units, by.order, by.starts, out, out if sums is None else sums, tokens, E=experts, TOP=top_k,
-                D=d_model, W=width, ALONG_D=1 if outwards else experts * width, ALONG_W=d_model if outwards else 1,
+                rows, units, by.chunks, out, out if sums is None else sums, count, E=experts, D=d_model, W=width,
+                ALONG_D=1 if outwards else experts * width, ALONG_W=d_model if outwards else 1,
                 OF_EXPERT=width * d_model if outwards else width, SUMMED=summed, PARTS=parts,
-                PRECISION=of["PRECISION"], BLOCK_D=block_d, BLOCK_W=block_w, HELD=32, num_warps=4, num_stages=3,
+                PRECISION=of["PRECISION"], CHUNK=of["CHUNK"], BLOCK_D=block_d, BLOCK_W=block_w, HELD=32,
+                num_warps=8, num_stages=3,
             )  # fmt: skip
             total = out[0] if parts == 1 else out.sum(0)
             if sums is None:
                 return total, None
             return total, (sums[0] if parts == 1 else sums.sum(0)).flatten(1)
 
-        d_w_in, d_b_in = matrix(x, d_before, False, of["BIASED"])
-        d_w_up = None if d_up is None else matrix(x, d_up, False, False)[0].flatten(2)
-        d_w_out = matrix(upstream, hidden, True, False)[0].flatten(1, 2)
+        d_w_in, d_b_in = matrix(x_t, d_before_t, False, of["BIASED"])
+        d_w_up = None if d_up_t is None else matrix(x_t, d_up_t, False, False)[0].flatten(2)
+        d_w_out = matrix(upstream_t, hidden_t, True, False)[0].flatten(1, 2)
         d_b_out = gates.transpose(1, 2) @ upstream if of["BIASED"] else None
         d_x = d_x.view_as(x) if top_k == 1 else d_x.sum(2)
         return d_x, d_w_in.flatten(2), d_w_up, d_b_in, d_w_out, d_b_out, d_gates, None, None, None, None

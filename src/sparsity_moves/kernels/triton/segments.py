@@ -38,6 +38,8 @@ class Segments(NamedTuple):
     """Where in `pairs` those with one pair begin; B for pairs that are not needed."""
     pair: Int[Tensor, "M T T B"]
     """Which pair that is: first token · V + second token."""
+    longest: tuple[tuple[int, ...], ...]
+    """Most sequences with one pair, at every two positions."""
 
 
 def segments(tokens: Int[Tensor, "M B T"], vocabulary: int) -> Segments:
@@ -66,7 +68,9 @@ def segments(tokens: Int[Tensor, "M B T"], vocabulary: int) -> Segments:
     )
     pair = torch.zeros_like(code).scatter(-1, which, code)
     parts = (order, first, last, chunks, pairs, begin, pair)
-    return Segments(*(x.to(torch.int32).contiguous() for x in parts))
+    longest = (begin[..., 1:] - begin[..., :-1]).amax((0, 3)).tolist()
+    order, first, last, chunks, pairs, begin, code = (x.to(torch.int32).contiguous() for x in parts)
+    return Segments(order, first, last, chunks, pairs, begin, code, tuple(map(tuple, longest)))
 
 
 @triton.jit
