@@ -264,7 +264,7 @@ class _Attend(torch.autograd.Function):
             upstream, pattern, ctx.by.order, ctx.by.first, ctx.by.last, partial, batch, count, T=of["T"], P=of["P"],
             H=of["H"], K=of["K"], WP=triton.next_power_of_2(d_model), HELD=16, num_warps=2,
         )  # fmt: skip
-        add_chunks(partial, ctx.by, 0, d_projected[..., 2 * d_model :].unflatten(1, (of["T"], -1)))
+        add_chunks(partial, ctx.by.chunks, 0, d_projected[..., 2 * d_model :].unflatten(1, (of["T"], -1)))
         return d_projected, *(None,) * 6
 
 
@@ -442,7 +442,7 @@ class _Glance(torch.autograd.Function):
             d_said, pattern, ctx.by.order, ctx.by.first, ctx.by.last, partial, batch, count, T=of["T"],
             START=of["START"], P=of["P"], H=heads, E=experts, EP=ctx.more["EP"], HELD=64, num_warps=1,
         )  # fmt: skip
-        d_rows = add_chunks(partial, ctx.by, 0).view(models, rows, heads + 1, experts)
+        d_rows = add_chunks(partial, ctx.by.chunks, 0).view(models, rows, heads + 1, experts)
         d_values, d_own = d_rows[:, :, :heads], d_rows[:, :, heads]
         by_head = projected[..., 2 * d_model :].unflatten(-1, (heads, width))
         of_head = reading.unflatten(1, (heads, width))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sparsity_moves.kernels.triton.feedforward import CODES, _phi, _phi_slope, masked
 from sparsity_moves.kernels.triton.linear import precision
+from sparsity_moves.kernels.triton.segments import add_chunks
 from sparsity_moves.model.architecture import FeedForward, Parameters
 from sparsity_moves.model.routing import Routing
 
@@ -187,6 +188,7 @@ def _back(
     hidden_t,
     d_before_t,
     d_up_t,
+    d_bias,
     d_gates,
     d_x,
     N,
@@ -270,6 +272,8 @@ def _back(
                 h *= gate[:, None]
             tl.store(hidden_t + to, h, mask=inside[None, :])
             tl.store(d_before_t + to, d_b, mask=inside[None, :])
+            if BIASED:
+                tl.store(d_bias + c * W + unit, tl.sum(d_b, axis=0), mask=inside)
             d_tile += tl.dot(d_b, tl.trans(into), input_precision=PRECISION)
         if WEIGHED:
             tl.store(d_gates + n * E + e, d_gate, mask=here)
@@ -282,7 +286,6 @@ def _matrix(
     units_t,
     chunks,
     out,
-    sums,
     C,
     E: tl.constexpr,
     D: tl.constexpr,
@@ -290,7 +293,6 @@ def _matrix(
     ALONG_D: tl.constexpr,
     ALONG_W: tl.constexpr,
     OF_EXPERT: tl.constexpr,
-    SUMMED: tl.constexpr,
     PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -298,7 +300,7 @@ def _matrix(
     BLOCK_W: tl.constexpr,
     HELD: tl.constexpr,
 ):
-    """Part of one expert's tokensᵀ units, (D, W), and of its units' sum."""
+    """Part of one expert's tokensᵀ units, (D, W)."""
     across: tl.constexpr = (W + BLOCK_W - 1) // BLOCK_W
     d = tl.program_id(0) // across * BLOCK_D + tl.arange(0, BLOCK_D)
     w = tl.program_id(0) % across * BLOCK_W + tl.arange(0, BLOCK_W)
@@ -311,7 +313,6 @@ def _matrix(
     begin += part * share
     end = tl.minimum(begin + share, end)
     total = tl.zeros((BLOCK_D, BLOCK_W), tl.float32)
-    summed = tl.zeros((BLOCK_W,), tl.float32)
     held = tl.arange(0, HELD)
     for start in range(begin * CHUNK, end * CHUNK, HELD):
         place = tokens_t + (m * D + d)[:, None] * (C * CHUNK) + start + held[None, :]
@@ -319,14 +320,9 @@ def _matrix(
         place = units_t + (m * W + w)[:, None] * (C * CHUNK) + start + held[None, :]
         u = tl.load(place, mask=(w < W)[:, None], other=0.0)
         total += tl.dot(t, tl.trans(u), input_precision=PRECISION)
-        if SUMMED:
-            summed += tl.sum(u, axis=1)
     to = out + (part * (tl.num_programs(2) // PARTS) + m) * (E * D * W) + e * OF_EXPERT
     inside = (d < D)[:, None] & (w < W)[None, :]
     tl.store(to + d[:, None] * ALONG_D + w[None, :] * ALONG_W, total, mask=inside)
-    if SUMMED and tl.program_id(0) < across:
-        place = sums + ((part * (tl.num_programs(2) // PARTS) + m) * E + e) * W + w
-        tl.store(place, summed, mask=w < W)
 
 
 class _Grouped(torch.autograd.Function):
@@ -385,16 +381,17 @@ class _Grouped(torch.autograd.Function):
         d_up_t = torch.empty_like(hidden_t) if of["GATED"] else None
         x_t = x.new_empty(models, d_model, columns)
         upstream_t = torch.empty_like(x_t)
+        d_bias = x.new_empty(models, count, width)
         d_gates = torch.zeros_like(gates) if of["WEIGHED"] else None
         d_x = x.new_empty(models, tokens, top_k, d_model)
         w_in, w_up, in_t, up_t, w_out = matrices
         _back[(count, models)](
             x, w_in, w_up, in_t, up_t, b_in, w_out, b_out, gates, by.order, by.first, by.last, by.expert, upstream,
-            x_t, upstream_t, hidden_t, d_before_t, x if d_up_t is None else d_up_t, x if d_gates is None else d_gates,
-            d_x, tokens, count, **of, num_warps=of["CHUNK"] // 16, num_stages=1,
+            x_t, upstream_t, hidden_t, d_before_t, x if d_up_t is None else d_up_t, d_bias,
+            x if d_gates is None else d_gates, d_x, tokens, count, **of, num_warps=of["CHUNK"] // 16, num_stages=1,
         )  # fmt: skip
 
-        def matrix(rows: Tensor, units: Tensor, outwards: bool, summed: bool) -> tuple[Tensor, Tensor | None]:
+        def matrix(rows: Tensor, units: Tensor, outwards: bool) -> Tensor:
             block_d = min(TILE, of["DP"])
             block_w = min(TILE, max(16, triton.next_power_of_2(width)))
             tiles = triton.cdiv(d_model, block_d) * triton.cdiv(width, block_w)
@@ -402,25 +399,25 @@ class _Grouped(torch.autograd.Function):
             parts = max(1, min(16, 2112 // (models * experts * tiles), tokens * top_k // 512))
             shape = (models, experts, width, d_model) if outwards else (models, d_model, experts, width)
             out = x.new_empty(parts, *shape)
-            sums = x.new_empty(parts, models, experts, width) if summed else None
             _matrix[(tiles, experts, models * parts)](
-                rows, units, by.chunks, out, out if sums is None else sums, count, E=experts, D=d_model, W=width,
+                rows, units, by.chunks, out, count, E=experts, D=d_model, W=width,
                 ALONG_D=1 if outwards else experts * width, ALONG_W=d_model if outwards else 1,
-                OF_EXPERT=width * d_model if outwards else width, SUMMED=summed, PARTS=parts,
+                OF_EXPERT=width * d_model if outwards else width, PARTS=parts,
                 PRECISION=of["PRECISION"], CHUNK=of["CHUNK"], BLOCK_D=block_d, BLOCK_W=block_w, HELD=32,
                 num_warps=8, num_stages=3,
             )  # fmt: skip
-            total = out[0] if parts == 1 else out.sum(0)
-            if sums is None:
-                return total, None
-            return total, (sums[0] if parts == 1 else sums.sum(0)).flatten(1)
+            total: Tensor = out[0] if parts == 1 else out.sum(0)
+            return total
 
-        d_w_in, d_b_in = matrix(x_t, d_before_t, False, of["BIASED"])
-        d_w_up = None if d_up_t is None else matrix(x_t, d_up_t, False, False)[0].flatten(2)
-        d_w_out = matrix(upstream_t, hidden_t, True, False)[0].flatten(1, 2)
-        d_b_out = gates.transpose(1, 2) @ upstream if of["BIASED"] else None
+        d_w_in = matrix(x_t, d_before_t, False).flatten(2)
+        d_w_up = None if d_up_t is None else matrix(x_t, d_up_t, False).flatten(2)
+        d_w_out = matrix(upstream_t, hidden_t, True).flatten(1, 2)
+        d_b_in = d_b_out = None
+        if of["BIASED"]:
+            d_b_in = add_chunks(d_bias[:, None], by.chunks[:, None], 0)[:, 0].flatten(1)
+            d_b_out = gates.transpose(1, 2) @ upstream
         d_x = d_x.view_as(x) if top_k == 1 else d_x.sum(2)
-        return d_x, d_w_in.flatten(2), d_w_up, d_b_in, d_w_out, d_b_out, d_gates, None, None, None, None
+        return d_x, d_w_in, d_w_up, d_b_in, d_w_out, d_b_out, d_gates, None, None, None, None
 
 
 def open_experts(

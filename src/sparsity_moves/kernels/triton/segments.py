@@ -120,18 +120,21 @@ def _add_chunks(
 
 
 def add_chunks(
-    partial: Float[Tensor, "M P C F"], by: Segments, start: int, out: Float[Tensor, "M P V F"] | None = None
+    partial: Float[Tensor, "M P C F"],
+    chunks: Int[Tensor, "M T V_and_one"],
+    start: int,
+    out: Float[Tensor, "M P V F"] | None = None,
 ) -> Float[Tensor, "M P V F"]:
-    """Each token's sum from its chunks', at positions start, start + 1, …, start + P - 1.
+    """Each token's sum from its chunks' (see `Segments`), at positions start, start + 1, …, start + P - 1.
 
     `out` may be columns of something wider, of which all else is one block.
     """
     models, positions, count, width = partial.shape
-    length, vocabulary = by.chunks.shape[1], by.chunks.shape[2] - 1
+    length, vocabulary = chunks.shape[1], chunks.shape[2] - 1
     out = partial.new_empty(models, positions, vocabulary, width) if out is None else out
     block = min(512, triton.next_power_of_2(width))
     _add_chunks[(vocabulary, triton.cdiv(width, block), models * positions)](
-        partial, by.chunks, out, count, vocabulary, out.stride(2), T=length, START=start, P=positions, WIDTH=width,
+        partial, chunks, out, count, vocabulary, out.stride(2), T=length, START=start, P=positions, WIDTH=width,
         BLOCK=block, HELD=8,
     )  # fmt: skip
     return out
@@ -146,4 +149,4 @@ def sum_segments(gradient: Float[Tensor, "M B P F"], by: Segments, start: int) -
         gradient.contiguous(), by.order, by.first, by.last, partial, batch, count, T=length, START=start, P=positions,
         WIDTH=width, WP=triton.next_power_of_2(width), HELD=ROWS,
     )  # fmt: skip
-    return add_chunks(partial, by, start)
+    return add_chunks(partial, by.chunks, start)
