@@ -14,7 +14,7 @@ from peers.work import Work
 from sparsity_moves.training import Spec
 
 
-def forms(spec: Spec, device: str) -> tuple[str, ...]:
+def forms(_spec: Spec, device: str) -> tuple[str, ...]:
     # Where launches take the time, graphs save more than tuned products, and tuning takes minutes a problem.
     return ("default",) if device == "cpu" else ("reduce-overhead",)
 
