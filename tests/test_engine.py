@@ -12,11 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from sparsity_moves.errors import UserError
 from sparsity_moves.store import Store
 from sparsity_moves.studies import Study, arm, engine, results, tables
-from sparsity_moves.studies.engine import on_gpus, worker
+from sparsity_moves.studies.engine import on_gpus
+from sparsity_moves.training.precision import products
 
 LOOKS = {"steps": 120, "evaluate_every": 30}
 SPECS = [
@@ -215,23 +217,24 @@ class TestSeveralGpus:
             place.poll(60.0)
         place.close()
 
-    def test_fleets_of_two_precisions_wait_for_each_other(self):
-        one_precision, inside, seen = worker._OnePrecision(), [], []
+    def test_nobody_changes_how_products_round_under_another(self):
+        seen = []
 
         def fleet(precision):
-            with one_precision(precision):
-                inside.append(precision)
-                seen.append(set(inside))
-                time.sleep(0.01)
-                inside.remove(precision)
+            for _ in range(20):
+                with products(precision):
+                    time.sleep(0.0005)
+                    seen.append((precision == "tf32", torch.backends.cuda.matmul.allow_tf32))
 
-        threads = [threading.Thread(target=fleet, args=(precision,)) for precision in ("tf32", "fp32") * 10]
+        before = torch.backends.cuda.matmul.allow_tf32
+        threads = [threading.Thread(target=fleet, args=(precision,)) for precision in ("tf32", "fp32") * 3]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert len(seen) == 20
-        assert all(len(precisions) == 1 for precisions in seen)
+        assert len(seen) == 120
+        assert all(wanted == there for wanted, there in seen)
+        assert torch.backends.cuda.matmul.allow_tf32 == before
 
 
 class TestShards:

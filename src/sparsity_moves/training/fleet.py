@@ -21,6 +21,7 @@ from sparsity_moves.model import Parameters, forward, stack
 from sparsity_moves.training import data
 from sparsity_moves.training.dropout import Dropout
 from sparsity_moves.training.evaluation import look
+from sparsity_moves.training.precision import products
 from sparsity_moves.training.recording import Recording
 from sparsity_moves.training.spec import Spec
 
@@ -279,7 +280,9 @@ def train(
             continue
         picks = data.probe(specs, step, sequences.tokens.shape[1]) if fleet.spec.probe else None
         picks = None if picks is None else picks.to(fleet.device)
-        ledger.note(step, loss, *look(fleet.spec, fleet.parameters, sequences, picks, fleet.kernels))
+        with products(fleet.spec.precision):
+            seen = look(fleet.spec, fleet.parameters, sequences, picks, fleet.kernels)
+        ledger.note(step, loss, *seen)
         if fleet.device.type == "cuda":
             torch.cuda.current_stream().synchronize()  # or the progress told would be that of the launches
         if keep is not None and step < fleet.spec.steps and time.monotonic() - kept >= keep_every:

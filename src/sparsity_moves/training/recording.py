@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-_ONE_AT_A_TIME = threading.Lock()
-"""Fleets may train in threads side by side; a device records for one of them at a time."""
+from sparsity_moves.training.precision import products
 
 
 class Recording:
@@ -30,8 +28,8 @@ class Recording:
         targets: Tensor,
         precision: str,
     ) -> None:
-        with _ONE_AT_A_TIME:
-            self._record(step, state, tokens, targets, precision)
+        with products(precision):
+            self._record(step, state, tokens, targets)
 
     def _record(
         self,
@@ -39,11 +37,9 @@ class Recording:
         state: list[Tensor],
         tokens: Tensor,
         targets: Tensor,
-        precision: str,
     ) -> None:
         self.given: tuple[Tensor, Tensor] | None = None
         self.tokens, self.targets = tokens.clone(), targets.clone()
-        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
         before = [tensor.clone() for tensor in state]
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
