@@ -212,7 +212,7 @@ def test_certificates_are_written_and_verified_where_there_is_no_torch(store):
     assert (done.returncode, done.stderr) == (0, "")
     done = without_torch(store.root.parent, "verify")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "36 runs and both tables" in done.stdout
+    assert "36 runs and all tables" in done.stdout
     assert "published numbers over 36 runs" in done.stdout
     assert "computed again from the tables, they are the same" in done.stdout
     (store.root / "runs.parquet").write_bytes(b"")

@@ -81,7 +81,7 @@ def test_a_second_training_trains_nothing(command, results):
 def test_what_is_whole_is_said_to_be(command):
     status, out, err = command("verify", "--profile", "smoke")
     assert (status, err) == (0, "")
-    assert "2 runs and both tables" in out
+    assert "2 runs and all tables" in out
     status, out, _ = command("status", "--profile", "smoke")
     assert status == 0
     assert "is whole" in out
@@ -154,7 +154,7 @@ def test_runs_packed_in_one_place_are_merged_in_another(command, results, tmp_pa
     assert status == 0
     assert "2 runs taken, 0 were there already" in out
     assert (results / "runs.parquet").read_bytes() == whole
-    assert "2 runs and both tables" in command("verify", "--profile", "smoke")[1]
+    assert "2 runs and all tables" in command("verify", "--profile", "smoke")[1]
     assert "0 models trained" in command("train", "--profile", "smoke")[1]
 
 

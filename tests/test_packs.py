@@ -181,7 +181,18 @@ class TestPacks:
         return tmp_path / "pack"
 
     def test_a_pack_is_a_few_files(self, pack):
-        assert files(pack) == sorted([*TABLES, "manifest.json", f"checkpoints/{IDS[0]}.safetensors"])
+        families = (
+            "ablation",
+            "attribution",
+            "fourier",
+            "neurons",
+            "patching",
+            "probes",
+            "progress",
+            "routing",
+        )
+        tables = [*TABLES, *(f"{family}.parquet" for family in families)]  # what these runs are measured for
+        assert files(pack) == sorted([*tables, "manifest.json", f"checkpoints/{IDS[0]}.safetensors"])
         assert Store(pack).damage() == []
 
     def test_what_went_out_comes_in(self, full, store, pack):

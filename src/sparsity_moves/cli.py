@@ -1,4 +1,5 @@
-"""The command line: sparsity-moves train · status · verify · certify · export · merge · book · chapter · bench."""
+"""The command line: sparsity-moves train · measure · status · verify · certify · export · merge · book · chapter ·
+bench."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from sparsity_moves import studies
 from sparsity_moves.errors import UserError
 from sparsity_moves.names import EngineName, Moment, Profile, results_folder
 from sparsity_moves.store import Store, export
+from sparsity_moves.store.tables import EVERY
 
 if TYPE_CHECKING:
     from sparsity_moves.training import Spec
@@ -36,6 +38,8 @@ class Train:
     checkpoints: tuple[Moment, ...] | None = None
     """Moments whose parameters are kept, none where the option is given alone; unless it is given, all, and in the
     paper profile those of a few runs."""
+    measured: bool = False
+    """Train runs again that are stored without a family of their measures."""
 
     def run(self) -> int:
         where = studies.store(self.profile)
@@ -47,9 +51,30 @@ class Train:
             address=self.address,
             workers=self.workers,
             checkpoints=self.checkpoints,
+            measured=self.measured,
         )
         studies.write_tables(self.profile)
         print(f"{trained} models trained, {len(specs) - trained} were there already; tables in {where.root}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Measure what stored runs lack, from their parameters, and write the tables."""
+
+    profile: Profile = "laptop"
+
+    def run(self) -> int:
+        where = studies.store(self.profile)
+        specs = [spec for study in studies.every(self.profile) for spec in study.specs]
+        done, left = studies.measuring.fill(specs, where, studies.engine.device_name())
+        studies.write_tables(self.profile)
+        again = (
+            f"; `sparsity-moves train --profile {self.profile} --measured` trains them again" if left else ""
+        )
+        print(
+            f"{done} runs measured, {len(left)} lack measures and were stored without their parameters{again}"
+        )
         return 0
 
 
@@ -99,7 +124,7 @@ class Verify:
         if damage := where.damage() or (certificate.check(where) if certified else []):
             print("\n".join(damage), file=sys.stderr)
             return 1
-        tables = "both tables" if where.tables else "no tables yet"
+        tables = "all tables" if where.tables else "no tables yet"
         print(f"{len(where.spec_ids())} runs and {tables} in {where.root} match their checksums")
         if certified:
             print(f"{certificate.summary(where)}: computed again from the tables, they are the same")
@@ -223,6 +248,7 @@ class Bench:
 
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Measure, tyro.conf.subcommand("measure")]
     | Annotated[Status, tyro.conf.subcommand("status")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Certify, tyro.conf.subcommand("certify")]
@@ -245,9 +271,7 @@ def root() -> Path:
 def tables(profile: Profile) -> list[Path]:
     """What the notebooks read: the reader's tables, and the published ones where there are any."""
     folders = (studies.store(profile).root, studies.store("paper").root)
-    return [
-        p for f in dict.fromkeys(folders) for p in (f / "runs.parquet", f / "curves.parquet") if p.exists()
-    ]
+    return [f / name for f in dict.fromkeys(folders) for name in EVERY if (f / name).exists()]
 
 
 def main() -> None:

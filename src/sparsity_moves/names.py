@@ -10,6 +10,11 @@ Profile = Literal["smoke", "laptop", "paper"]
 Moment = Literal["first_best", "grokked", "final"]
 MOMENTS: tuple[Moment, ...] = get_args(Moment)
 EngineName = Literal["local", "ray"]
+Family = Literal[
+    "ablation", "attribution", "patching", "probes", "routing", "fourier", "neurons", "progress", "strategy"
+]
+FAMILIES: tuple[Family, ...] = get_args(Family)
+"""Measures that have a table of their own, `<family>.parquet`, beside runs.parquet."""
 
 
 def results_folder(profile: Profile) -> Path:

@@ -74,3 +74,106 @@ CURVES: dict[str, str] = {
     "seed": "Of the run",
     "task": "Of the run",
 }
+
+_RUN = {"spec_id": "The run's address", "moment": "`first_best`, `grokked` or `final`"}
+_POSITION = "Read-out: for add-7 the output digit, 0 is the ones; empty is all together"
+_OPERATION = "Operation that the answer needs, by number; empty is all"
+_CONCENTRATION = {
+    "full": "Power at the strongest frequency over all, conjugates apart (at most 0.5): the authors' convention",
+    "paired": "The same with conjugates together (at most 1)",
+}
+
+FAMILIES: dict[str, dict[str, str]] = {
+    "ablation": {
+        **_RUN,
+        "component": "What is taken away: `none`, `attention`, `ffn` or a `head`",
+        "layer": "Of the head; a component is taken away in every layer",
+        "head": "Which head",
+        "how": "By `zero`, its `mean` over inputs, or another input's output (`resample`)",
+        "position": _POSITION,
+        "operation": _OPERATION,
+        "carry": "Add-7: how many digits a carry reaches; empty is all",
+        "accuracy": "Share of right answers among these",
+    },
+    "attribution": {
+        **_RUN,
+        "part": "`token`, `position`, `head`, `attention_bias`, `expert` (a dense layer is one); `embedding`, "
+        "`attention` and `ffn`, which are their sums; and `residual`, the sum of all",
+        "layer": "Of the part",
+        "index": "Which head or expert",
+        "position": _POSITION,
+        "logit": "What the part adds to the correct logit, mean over inputs",
+        "magnitude": "Mean of its absolute value",
+        "margin": "What it adds to the correct logit above the mean of all logits",
+        "norm": "Mean length of what the part writes into the residual stream",
+    },
+    "patching": {
+        **_RUN,
+        "component": "Whose output comes from the donor: `attention` or `ffn`",
+        "position": _POSITION,
+        "operation": "The recipient's, by number; the donor needs another",
+        "matched": "Whether both have the same input digit there",
+        "flip_rate": "Share of pairs in which the answer becomes the donor's",
+        "operation_rate": "Share in which it becomes what the donor's operation makes of the recipient's digit",
+        "change_rate": "Share in which it becomes another",
+    },
+    "probes": {
+        **_RUN,
+        "recipe": "The `paper`'s, or that of the authors' `code`",
+        "site": "What is read: `attention`, `ffn`, `embedding`, `residual`; `position` knows the read-out alone",
+        "position": _POSITION,
+        "accuracy": "Share of operations told right",
+    },
+    "routing": {
+        **_RUN,
+        "expert": "Which expert; empty is the whole layer",
+        "operation": _OPERATION,
+        "load": "Share of the operation's tokens for which the expert is open",
+        "accuracy": "Share of right answers with everything there",
+        "knocked_out": "Share of right answers without the expert",
+        "nmi": "Normalised mutual information of expert and operation",
+        "within": "What the expert tells of the operation beyond the read-out",
+        "initial_nmi": "`nmi` with the router's initial weights in the trained model",
+        "initial_within": "`within` with the router's initial weights",
+    },
+    "fourier": {
+        **_RUN,
+        "site": "`neurons`, `live_neurons`, principal `components` of the FFN's output, singular forms of the "
+        "`weights`; waves of a + b (`logits_sum`) and of a - b (`logits_difference`) in the logits",
+        "expert": "Of `weights`; empty is the layer as one tensor",
+        "index": "Rank, the strongest first",
+        **_CONCENTRATION,
+        "full_sd": "Deviation of `full` over the neurons",
+        "paired_sd": "Deviation of `paired` over the neurons",
+        "frequency": "The strongest, from 1 to p/2",
+        "share": "Of the variance (`components`, logits) or of the tensor's squared norm (`weights`)",
+        "count": "Neurons averaged over",
+    },
+    "neurons": {
+        **_RUN,
+        "neuron": "Hidden unit of the last layer",
+        "expert": "Its expert; 0 in a dense layer",
+        **_CONCENTRATION,
+        "frequency": "The strongest, from 1 to p/2",
+        "power": "Of all frequencies but the constant",
+        "live": "Whether what it writes is at least a hundredth of the strongest neuron's",
+    },
+    "progress": {
+        **_RUN,
+        "split": "`train` or `test` pairs",
+        "loss": "Cross-entropy",
+        "restricted_loss": "With the key frequencies' waves of a + b and a - b alone",
+        "excluded_loss": "Without the key frequencies' waves of a + b",
+        "key_frequencies": "How many there are",
+        "sum_share": "Share of the logits' variance that a + b explains",
+        "difference_share": "Share that a - b explains",
+    },
+    "strategy": {
+        **_RUN,
+        "site": "Behind what the count is read: `embedding`, `attention`, `ffn`; `position` knows the place alone",
+        "accuracy": "Share of counts read right",
+        "lift": "Over the site before",
+        "strategy": "`relation` where attention lifts more than the FFN, else `inventory`",
+    },
+}
+"""Columns of each family's table, `<family>.parquet`."""

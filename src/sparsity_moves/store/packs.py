@@ -1,7 +1,7 @@
 """Runs computed on another machine or day: packed into a few files there, and merged here.
 
 A pack is a store that has tables and no directories, so it is written, read and checked as any other: its folder
-holds runs.parquet, curves.parquet, manifest.json, and the checkpoints that were asked for.
+holds runs.parquet, curves.parquet, the families' tables, manifest.json, and the checkpoints that were asked for.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from pathlib import Path
 import polars as pl
 
 from sparsity_moves.errors import UserError
+from sparsity_moves.names import FAMILIES, Family
+from sparsity_moves.store import measured
+from sparsity_moves.store.families import together
 from sparsity_moves.store.shards import joined
 from sparsity_moves.store.store import Store
 from sparsity_moves.store.tables import CURVES, RUNS, Broken
@@ -40,8 +43,8 @@ def merge(store: Store, folder: Path | str) -> Taken:
     """Bring the runs of a pack, or of a whole other store, into a store's tables, with their checkpoints.
 
     Nothing is taken before every checksum and every address in it has been found right. Runs that are here
-    already are left as they are. Raises `Broken` where the pack is damaged, and `UserError` where there is none
-    or where it gives a run that is here other numbers.
+    already are left as they are, but for families of measures that they lack. Raises `Broken` where the pack is
+    damaged, and `UserError` where there is none or where it gives a run that is here other numbers.
     """
     pack = Store(folder)
     if not pack.tables and not pack.directories():
@@ -63,7 +66,8 @@ def _take(store: Store, source: Store, spec_ids: list[str], checkpoints: Collect
             for i in spec_ids
             if i in checkpoints and not store.kept(i) and (path := source.checkpoint_file(i))
         }
-        if not new and not parameters:
+        measures, added = _measures(store, source, new, both)
+        if not new and not parameters and not added:
             return Taken((), tuple(both))
         runs, curves = source.moments(new), source.curves(new)
         shards = source.shards(new)
@@ -72,8 +76,27 @@ def _take(store: Store, source: Store, spec_ids: list[str], checkpoints: Collect
             curves = pl.concat([store.table(CURVES), curves], how="diagonal_relaxed")
             shards = joined(store.tables.shards() + shards)
         unnamed = [pl.lit(None, pl.String).alias(c) for c in ("study", "arm") if c not in runs.columns]
-        store.tables.write(runs.with_columns(unnamed), curves, shards, parameters)
+        store.tables.write(runs.with_columns(unnamed), curves, shards, parameters, measures)
     return Taken(tuple(new), tuple(both))
+
+
+def _measures(
+    store: Store, source: Store, new: list[str], both: list[str]
+) -> tuple[dict[Family, pl.DataFrame], bool]:
+    """The families' tables with the new runs, and others that lack a family; whether that adds anything.
+
+    Raises `UserError` where two stores give a run different measures.
+    """
+    frames, added = {}, False
+    for family in FAMILIES:
+        ours, theirs = measured.rows(store, family, both), measured.rows(source, family, new + both)
+        common = set(ours["spec_id"]) & set(theirs["spec_id"])
+        shared = pl.col("spec_id").is_in(sorted(common))
+        _same(f"table of {family}", ours.filter(shared), theirs.filter(shared), store, source)
+        fresh = theirs.filter(~shared)
+        added = added or len(fresh) > 0
+        frames[family] = together(family, [store.tables.family(family), fresh])
+    return frames, added
 
 
 def _agree(store: Store, source: Store, spec_ids: list[str]) -> None:
@@ -85,11 +108,16 @@ def _agree(store: Store, source: Store, spec_ids: list[str]) -> None:
         ("curve", store.curves(spec_ids), source.curves(spec_ids)),
     )
     for what, ours, theirs in pairs:
-        common = [name for name in ours.columns if name in theirs.columns]  # a newer version may measure more
-        rows = pl.concat([ours.select(common), theirs.select(common)], how="vertical_relaxed")
-        alone = rows.group_by(common).len().filter(pl.col("len") != 2)
-        if not alone.is_empty():
-            raise UserError(
-                f"run {alone['spec_id'].sort()[0]} has another {what} in {source.root} than in {store.root} "
-                f"({alone['spec_id'].n_unique()} runs differ); nothing was taken"
-            )
+        _same(what, ours, theirs, store, source)
+
+
+def _same(what: str, ours: pl.DataFrame, theirs: pl.DataFrame, store: Store, source: Store) -> None:
+    """Raise `UserError` where two tables of the same runs differ."""
+    common = [name for name in ours.columns if name in theirs.columns]  # a newer version may measure more
+    rows = pl.concat([ours.select(common), theirs.select(common)], how="vertical_relaxed")
+    alone = rows.group_by(common).len().filter(pl.col("len") != 2)
+    if not alone.is_empty():
+        raise UserError(
+            f"run {alone['spec_id'].sort()[0]} has another {what} in {source.root} than in {store.root} "
+            f"({alone['spec_id'].n_unique()} runs differ); nothing was taken"
+        )

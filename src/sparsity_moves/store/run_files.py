@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from sparsity_moves.names import Family
+from sparsity_moves.store import families as tables
 from sparsity_moves.store.files import digest
 
 if TYPE_CHECKING:  # tables are read, and checked, where there is no torch
@@ -45,6 +47,7 @@ def encode(
     rows: list[dict[str, Any]],
     circumstances: dict[str, Any],
     checkpoints: Collection[str] | None = None,
+    families: Mapping[Family, Mapping[str, Sequence[Any]]] | None = None,
 ) -> RunFiles:
     """A trained and measured run's files.
 
@@ -53,6 +56,7 @@ def encode(
         rows: its measures, one row a moment.
         circumstances: device, packages and what else the manifest accounts for; the same for a whole shard.
         checkpoints: the moments whose parameters are kept; all of them unless given.
+        families: columns of the measures that have tables of their own; none unless given.
     """
     from safetensors.torch import save
 
@@ -64,14 +68,29 @@ def encode(
     if kept:
         tensors = {f"{m}/{n}": t for m in kept for n, t in run.moments[m].parameters.items()}
         files[CHECKPOINT] = save(tensors, {"spec": spec.canonical})
+    files |= encoded(spec.spec_id, families or {})
     record = {
         "spec_id": spec.spec_id,
         "settings": json.loads(spec.canonical),
         "spec": dataclasses.asdict(spec),
-        "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         "moments": {name: moment.step for name, moment in run.moments.items()},
         **circumstances,
     }
+    return recorded(record, files)
+
+
+def encoded(spec_id: str, families: Mapping[Family, Mapping[str, Sequence[Any]]]) -> RunFiles:
+    """The files of a run's measures."""
+    return {
+        tables.file_name(family): parquet(tables.table(family, spec_id, rows))
+        for family, rows in families.items()
+    }
+
+
+def recorded(record: dict[str, Any], files: RunFiles) -> RunFiles:
+    """A run's files with the record that vouches for them."""
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    record = {key: value for key, value in record.items() if key != "sha256"} | {"files": sums}
     text = json.dumps(record | {"sha256": digest(record)}, indent=1, allow_nan=False)
     return {**files, RECORD: text.encode()}
 

@@ -1,12 +1,13 @@
 """Runs on disk, addressed by their spec.
 
     results/<profile>/
-        runs/<spec_id>/     moments.parquet · curve.parquet · checkpoint.safetensors · record.json
-        runs.parquet · curves.parquet · checkpoints/ · manifest.json      the tables: see `tables`
+        runs/<spec_id>/     moments.parquet · curve.parquet · <family>.parquet · checkpoint.safetensors · record.json
+        runs.parquet · curves.parquet · <family>.parquet · checkpoints/ · manifest.json     the tables: see `tables`
         .unfinished/        states of trainings that were interrupted: see `unfinished`
 
 A run's directory appears in one rename, complete, or not at all; `record.json` holds the other files' checksums
-and its own. A run may be stored without a checkpoint, or with only some moments' parameters.
+and its own. A run may be stored without a checkpoint, with only some moments' parameters, or without the measures of
+a family, which can be added later: see `measured`.
 
 One rule says where a run is read: from its directory if there is one, else from the verified tables. So tables
 alone are a store (`results/paper` is one, and so is a pack from another machine), and writing tables never drops
@@ -27,7 +28,9 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from sparsity_moves.errors import UserError
+from sparsity_moves.store import measured
 from sparsity_moves.store import shards as accounts
+from sparsity_moves.store.families import FILES
 from sparsity_moves.store.files import explained, locked, read_json, sha256, sync
 from sparsity_moves.store.run_files import CHECKPOINT, CURVE, MOMENTS, RECORD, RunFiles, address, encode, kept
 from sparsity_moves.store.shards import Shard
@@ -48,6 +51,11 @@ def alive(process: int) -> bool:
     except (ProcessLookupError, OverflowError):
         return False
     return True
+
+
+def held(directory: Path) -> set[str]:
+    """What a run can be stored without, and is not here: parameters of a moment, measures of a family."""
+    return {*kept(directory / CHECKPOINT), *(name for name in FILES if (directory / name).exists())}
 
 
 class Store:
@@ -106,8 +114,8 @@ class Store:
     def put(self, spec_id: str, files: RunFiles) -> None:
         """Put a run in place. A run that is there already stays: it is the same, by its address.
 
-        It gives way only to one that has the parameters of its moments and of others too. Raises `UserError`
-        where the disk refuses; nothing half-written is left under the run's name.
+        It gives way only to one that holds all that it does and more: parameters of other moments, or measures of
+        other families. Raises `UserError` where the disk refuses; nothing half-written is left under its name.
         """
         target, part = self.runs / spec_id, self.runs / f".{spec_id}.{os.getpid()}.part"
         with explained(target):
@@ -119,7 +127,7 @@ class Store:
                     sync(part / name)
                 while True:
                     with suppress(FileNotFoundError):  # another process may move it away while we look
-                        if set(kept(part / CHECKPOINT)) > set(kept(target / CHECKPOINT)):
+                        if held(part) > held(target):
                             shutil.rmtree(target)
                     try:
                         part.rename(target)
@@ -147,10 +155,14 @@ class Store:
                 self._locked = False
 
     def write_tables(self, runs: pl.DataFrame, curves: pl.DataFrame, circumstances: dict[str, Any]) -> None:
-        """Both tables, then the manifest that vouches for them and accounts for their runs' shards."""
+        """All tables, then the manifest that vouches for them and accounts for their runs' shards.
+
+        The families' rows are those that are stored of the runs.
+        """
         with self.writing():
-            shards = self.shards(set(runs["spec_id"]) if len(runs) else ())
-            self.tables.write(runs, curves, shards, **circumstances)
+            ids = sorted(set(runs["spec_id"])) if len(runs) else []
+            measures = measured.every(self, ids)
+            self.tables.write(runs, curves, self.shards(ids), measures=measures, **circumstances)
 
     def set_aside(self, spec_id: str) -> Path:
         """Move a damaged run out of the way, so that it is trained anew; nothing is deleted."""
@@ -169,8 +181,8 @@ class Store:
         with self.writing():
             said = self.tables.damage()
             for name in said:
-                if name.startswith("checkpoints/"):
-                    self.tables.without_checkpoint(Path(name).stem)
+                if name.startswith("checkpoints/") or name in FILES:  # what can be missing
+                    self.tables.without(name)
                 if (self.root / name).exists():
                     said[name] += f"; it was set aside as {self._aside(self.root / name)}"
         return said

@@ -2,10 +2,11 @@
 
     runs.parquet        one row a study, model and moment; a run that no study asks for has none
     curves.parquet      one row a model and step looked at
+    <family>.parquet    measures, keyed by run and moment (see `families`); where no run has any there is no file
     checkpoints/        a few models' parameters, `<spec_id>.safetensors`
     manifest.json       sha256 of all of these and of itself; every shard's device, packages, time and memory
 
-The three change together. New tables are first laid beside the old ones; the new manifest's rename is the moment
+They change together. New tables are first laid beside the old ones; the new manifest's rename is the moment
 from which they count; then they take their places. Whoever is killed on the way leaves the old tables or the new
 ones, and `file` finds which.
 """
@@ -21,12 +22,16 @@ from typing import Any
 import polars as pl
 
 from sparsity_moves.errors import UserError
+from sparsity_moves.names import Family
+from sparsity_moves.store import families
 from sparsity_moves.store.files import read_json, sha256, write_bytes, write_json
 from sparsity_moves.store.run_files import address, parquet
 from sparsity_moves.store.shards import Shard, settings
 
 RUNS, CURVES, MANIFEST = "runs.parquet", "curves.parquet", "manifest.json"
 TABLES = (RUNS, CURVES)
+"""What every run has rows in."""
+EVERY = (*TABLES, *families.FILES)
 PACKAGES = ("torch", "numpy", "polars", "safetensors", "sparsity-moves")
 
 
@@ -50,7 +55,7 @@ def checkpoint_name(spec_id: str) -> str:
 
 
 class Tables:
-    """Both tables of a folder, its checkpoints and its manifest. One writer at a time: the store sees to that."""
+    """A folder's tables, its checkpoints and its manifest. One writer at a time: the store sees to that."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -81,10 +86,20 @@ class Tables:
         raise Broken(f"{path} is {why}; {self._again}")
 
     def table(self, name: str) -> pl.DataFrame:
+        """A table, if it is what the manifest says; of a family that no run has, an empty one. Raises `Broken`."""
+        if name in families.FILES and name not in self.manifest()["files"]:
+            return families.nothing(families.FILES[name])
         return pl.read_parquet(self.file(name))
 
+    def family(self, family: Family) -> pl.DataFrame:
+        """The rows of a family. Raises `Broken`."""
+        return self.table(families.file_name(family)) if self else families.nothing(family)
+
     def whole(self) -> dict[str, Any]:
-        """The manifest, once both tables have been found whole; `Broken` otherwise. Looked at again when changed."""
+        """The manifest, once the tables that every run stands in are found whole; `Broken` otherwise.
+
+        Looked at again when changed.
+        """
         key = tuple(self._stat(p) for n in TABLES for p in (self.root / n, self._next(n)))
         key = (*key, self._stat(self.root / MANIFEST))
         if self._seen is None or self._seen[0] != key:
@@ -135,8 +150,11 @@ class Tables:
                     MANIFEST: f"{self.root / MANIFEST} gives run {spec_id} the settings of {address(own)}"
                 }
         for name in TABLES:
-            if set(pl.read_parquet(self.file(name), columns=["spec_id"])["spec_id"]) != settings.keys():
+            if self._spec_ids(name) != settings.keys():
                 return {name: f"{self.root / name} and {MANIFEST} speak of different runs; {self._again}"}
+        for name in set(families.FILES) & self.manifest()["files"].keys():
+            if not self._spec_ids(name) <= settings.keys():
+                return {name: f"{self.root / name} speaks of runs that {MANIFEST} does not; {self._again}"}
         for row in self.table(RUNS).unique("spec_id").iter_rows(named=True):
             own = settings[row["spec_id"]]
             if wrong := [key for key in own if key in row and row[key] != own[key]]:
@@ -145,25 +163,32 @@ class Tables:
                 }
         return {}
 
+    def _spec_ids(self, name: str) -> set[str]:
+        return set(pl.read_parquet(self.file(name), columns=["spec_id"])["spec_id"])
+
     def write(
         self,
         runs: pl.DataFrame,
         curves: pl.DataFrame,
         shards: list[Shard],
         checkpoints: Mapping[str, bytes] | None = None,
+        measures: Mapping[Family, pl.DataFrame] | None = None,
         **circumstances: Any,
     ) -> None:
         """Put new tables in place of the old, and add checkpoints to those that are there.
 
-        What has not changed is not written again. Raises `UserError` where the disk refuses; the old tables are
-        still there then.
+        The families in `measures` are all that there are afterwards; without it they stay as they are. What has
+        not changed is not written again. Raises `UserError` where the disk refuses; the old tables are still there.
         """
         contents = {RUNS: parquet(runs), CURVES: parquet(curves)}
+        if measures is not None:
+            contents |= {families.file_name(f): parquet(rows) for f, rows in measures.items() if len(rows)}
         added = {checkpoint_name(spec_id): content for spec_id, content in (checkpoints or {}).items()}
         old = read_json(self.root / MANIFEST) or {}
         if whole := self._are_whole():
             self._settle()
-        files = {name: sha for name, sha in old.get("files", {}).items() if name not in TABLES}
+        replaced = TABLES if measures is None else EVERY
+        files = {name: sha for name, sha in old.get("files", {}).items() if name not in replaced}
         files |= {name: hashlib.sha256(content).hexdigest() for name, content in (added | contents).items()}
         if whole and (old["files"], old["shards"]) == (files, shards):
             return
@@ -181,15 +206,17 @@ class Tables:
                 write_bytes(self._next(name), content)
             write_json(self.root / MANIFEST, manifest)
         except UserError:
-            for name in TABLES:
+            for name in EVERY:
                 self._next(name).unlink(missing_ok=True)
             raise
         self._settle()
+        for name in set(families.FILES) - files.keys():
+            (self.root / name).unlink(missing_ok=True)
 
-    def without_checkpoint(self, spec_id: str) -> None:
-        """Have the manifest no longer speak of a checkpoint."""
+    def without(self, name: str) -> None:
+        """Have the manifest no longer speak of a checkpoint, or of a family's table."""
         manifest = {k: v for k, v in self.manifest().items() if k != "sha256"}
-        manifest["files"].pop(checkpoint_name(spec_id))
+        manifest["files"].pop(name)
         write_json(self.root / MANIFEST, manifest)
 
     def _are_whole(self) -> bool:
@@ -203,9 +230,10 @@ class Tables:
 
     def _settle(self) -> None:
         """Finish what a writer began who had got as far as the manifest; drop what one left before that."""
-        for name in TABLES:
+        named = self.manifest()["files"]
+        for name in EVERY:
             if (following := self._next(name)).exists():
-                if self.file(name) == following:
+                if name in named and self.file(name) == following:
                     following.replace(self.root / name)
                 else:
                     following.unlink()

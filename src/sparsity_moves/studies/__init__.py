@@ -19,19 +19,19 @@ from sparsity_moves.store import merge as merge_pack
 from sparsity_moves.store.shards import seconds as training_seconds
 
 if TYPE_CHECKING:
-    from sparsity_moves.studies import controls, engine, redistribution, sweep, sweeps
+    from sparsity_moves.studies import controls, engine, measuring, redistribution, sweep, sweeps
     from sparsity_moves.studies.arms import ARMS, arm
     from sparsity_moves.studies.cost import training_flops
     from sparsity_moves.studies.keeping import kept
-    from sparsity_moves.studies.study import Results, Study, results, seeds, tables
+    from sparsity_moves.studies.study import Results, Study, measures, results, seeds, tables
     from sparsity_moves.training import Profile
 
 CHAPTERS = {"redistribution": ("redistribution", "sweep")}
 """Studies by the chapter that shows them."""
 
-_MODULES = ("controls", "engine", "redistribution", "sweep", "sweeps")
+_MODULES = ("controls", "engine", "measuring", "redistribution", "sweep", "sweeps")
 _HOME = {"ARMS": "arms", "arm": "arms", "kept": "keeping", "training_flops": "cost"} | dict.fromkeys(
-    ("Results", "Study", "results", "seeds", "tables"), "study"
+    ("Results", "Study", "measures", "results", "seeds", "tables"), "study"
 )
 
 
@@ -64,21 +64,22 @@ def every(profile: Profile) -> list[Study]:
 
 
 def run(study: Study, *, moment: str | None = None) -> Results:
-    """Train what the store misses of a study, then give its tables.
+    """Train what the store misses of a study, measure what it lacks where its parameters are stored; give its tables.
 
     Where a `moment` is named, the runs' parameters then are wanted too (tables alone do not hold them).
     Progress is shown in a terminal and in JupyterLab, not while the book is built: it would end up in the page.
     """
-    from sparsity_moves.studies import engine
+    from sparsity_moves.studies import engine, measuring
     from sparsity_moves.studies.study import results
 
     where = store(study.profile)
     engine.run(study.specs, where, moment=moment, quiet="SPARSITY_MOVES_DATA_DIR" in os.environ)
+    measuring.fill(study.specs, where)
     return results(study, where)
 
 
 def write_tables(profile: Profile) -> None:
-    """runs.parquet, curves.parquet and manifest.json of a profile, from what is stored of its studies."""
+    """All tables and manifest.json of a profile, from what is stored of its studies."""
     from sparsity_moves.studies.study import tables
 
     where = store(profile)
@@ -128,6 +129,8 @@ __all__ = [
     "engine",
     "every",
     "kept",
+    "measures",
+    "measuring",
     "merge",
     "redistribution",
     "results",

@@ -8,7 +8,8 @@ from dataclasses import MISSING, dataclass, fields
 import polars as pl
 
 from sparsity_moves.errors import UserError
-from sparsity_moves.store import Store
+from sparsity_moves.names import Family
+from sparsity_moves.store import Store, measured
 from sparsity_moves.training import Profile, Spec
 from sparsity_moves.training.profiles import SEEDS
 
@@ -81,6 +82,17 @@ def results(study: Study, store: Store) -> Results:
         moments.select("spec_id", "seed", "task").unique(), on="spec_id", maintain_order="left"
     )
     return Results(study, moments.select(*FIRST, pl.exclude(FIRST)), curves)
+
+
+def measures(study: Study, store: Store, family: Family) -> pl.DataFrame:
+    """A family's rows of a study's runs, with their `arm`, `task` and `seed`; runs that were not measured have none.
+
+    Raises `Broken` where the table is damaged.
+    """
+    rows = measured.rows(store, family, [spec.spec_id for spec in study.specs])
+    task, seed = ([getattr(spec, name) for spec in study.specs] for name in ("task", "seed"))
+    names = named(study).drop("study").with_columns(task=pl.Series(task), seed=pl.Series(seed))
+    return names.join(rows, on="spec_id", maintain_order="left_right")
 
 
 def tables(studies: Iterable[Study], store: Store) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -79,6 +79,7 @@ def run(
     stack: int | None = None,
     checkpoints: Collection[str] | None = None,
     moment: str | None = None,
+    measured: bool = False,
     keep_every: float = KEEP_EVERY,
     quiet: bool = False,
 ) -> int:
@@ -94,6 +95,7 @@ def run(
         checkpoints: moments whose parameters are kept; those that `keeping` says unless given.
         moment: one whose parameters are wanted, and then all are kept: a run that is stored without them is
             trained again.
+        measured: whether a run that is stored without a family of its measures is trained again for them.
         keep_every: seconds between two states of a shard, from which it goes on if it is interrupted.
         quiet: no progress.
 
@@ -106,7 +108,7 @@ def run(
     if checkpoints is None and moment is not None:
         checkpoints = MOMENTS
     store.sweep()
-    todo, said = missing(specs, store, moment)
+    todo, said = missing(specs, store, moment, measured)
     for sentence in said:
         print(sentence, file=sys.stderr)
     if not todo:
@@ -115,7 +117,8 @@ def run(
     try:
         place = start(engine, store, checkpoints, workers, address, keep_every)
         try:
-            return _run(shards(todo, stack or STACK[place.device]), store, place, claims, moment, quiet)
+            queue = shards(todo, stack or STACK[place.device])
+            return _run(queue, store, place, claims, moment, measured, quiet)
         finally:
             place.close()
     finally:
@@ -123,7 +126,13 @@ def run(
 
 
 def _run(
-    queue: list[Shard], store: Store, engine: Engine, claims: Claims, moment: str | None, quiet: bool
+    queue: list[Shard],
+    store: Store,
+    engine: Engine,
+    claims: Claims,
+    moment: str | None,
+    measured: bool,
+    quiet: bool,
 ) -> int:
     """Hand out shards until all are stored."""
     costs = [shard.cost for shard in queue]
@@ -137,7 +146,7 @@ def _run(
                     break
                 if not claims.take(shard.spec_ids):
                     continue
-                left = tuple(s for s in shard.specs if not trained_meanwhile(s, store, moment))
+                left = tuple(s for s in shard.specs if not trained_meanwhile(s, store, moment, measured))
                 del waiting[number]
                 if left:
                     flying[number] = Shard(left)

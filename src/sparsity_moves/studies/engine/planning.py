@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 from sparsity_moves.model import count
 from sparsity_moves.store import Broken, Store
+from sparsity_moves.store.families import file_name
+from sparsity_moves.store.store import held
 from sparsity_moves.store.tables import checkpoint_name
+from sparsity_moves.studies.measuring import lacking, wanted
 from sparsity_moves.training import Spec
 
 STACK = {"cpu": 8, "cuda": 64}
@@ -48,19 +51,23 @@ def shards(specs: Iterable[Spec], stack: int) -> list[Shard]:
     return sorted(cut, key=lambda shard: -shard.cost)
 
 
-def missing(specs: Sequence[Spec], store: Store, moment: str | None = None) -> tuple[list[Spec], list[str]]:
+def missing(
+    specs: Sequence[Spec], store: Store, moment: str | None = None, measured: bool = False
+) -> tuple[list[Spec], list[str]]:
     """Runs to train, and one sentence for each damaged thing that has been set aside for it.
 
-    Where a `moment` is named, a run whose parameters then are not stored is to be trained too.
+    Where a `moment` is named, a run whose parameters then are not stored is to be trained too; where `measured`,
+    one that lacks measures.
     """
     lost = store.set_tables_aside() if store.tables.damage() else {}
     todo, said = [], list(lost.values())
+    lack = lacking(specs, store) if measured else {}
     for spec in dict.fromkeys(specs):
         sentence = damaged(spec.spec_id, store)
         if sentence:
             said.append(sentence)
         absent = not store.has(spec) or (moment and not store.has(spec, moment))
-        if sentence or absent or checkpoint_name(spec.spec_id) in lost:
+        if sentence or absent or spec in lack or checkpoint_name(spec.spec_id) in lost:
             todo.append(spec)
     return todo, said
 
@@ -84,7 +91,8 @@ def damaged(spec_id: str, store: Store) -> str | None:
         return f"{broken}; the run was set aside as {store.set_aside(spec_id)} and is trained again"
 
 
-def trained_meanwhile(spec: Spec, store: Store, moment: str | None) -> bool:
+def trained_meanwhile(spec: Spec, store: Store, moment: str | None, measured: bool = False) -> bool:
     """Whether another process has stored a run that was missing."""
     there = (store.runs / spec.spec_id / "record.json").exists()
-    return there and (moment is None or store.has(spec, moment))
+    whole = not measured or held(store.runs / spec.spec_id) >= {file_name(family) for family in wanted(spec)}
+    return there and whole and (moment is None or store.has(spec, moment))

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
-from sparsity_moves.measures import measure
+from sparsity_moves.measures import measure, measure_families
 from sparsity_moves.store import Broken, Store
 from sparsity_moves.store.run_files import RunFiles, encode
 from sparsity_moves.store.unfinished import Unfinished
 from sparsity_moves.studies.engine.planning import Shard
 from sparsity_moves.studies.keeping import kept
+from sparsity_moves.studies.measuring import wanted
 from sparsity_moves.training import State, train
 
 KEEP_EVERY = 60.0
@@ -125,15 +126,16 @@ def train_shard(
         torch.cuda.reset_peak_memory_stats()
     runs = train(list(shard.specs), device, progress, start=start, keep=keep, keep_every=keep_every)
     rows = measure(runs, device)
+    families = measure_families(runs, [wanted(run.spec) for run in runs], device)
     about = {
         **circumstances(),
         "shard_models": len(runs),
         "shard_seconds": round(seconds(), 3),
         "peak_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None,
     }
-    for run, row in zip(runs, rows, strict=True):
+    for run, row, tables in zip(runs, rows, families, strict=True):
         moments = kept(run.spec) if checkpoints is None else checkpoints
-        yield run.spec.spec_id, encode(run, row, about, moments)
+        yield run.spec.spec_id, encode(run, row, about, moments, tables)
 
 
 def _resumed(shard: Shard, left: Unfinished | None, say: Callable[[str], None]) -> tuple[State | None, float]:

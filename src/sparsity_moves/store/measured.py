@@ -1,0 +1,84 @@
+"""The measures of a store's runs: what is there of each family, and adding what is missing.
+
+A family's rows of a run are read from its directory where that has them, else from the verified tables. So what was
+measured of a run later, from its parameters, is found wherever it was put, and a run without has no rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from sparsity_moves.names import FAMILIES, Family
+from sparsity_moves.store.families import file_name, table, together
+from sparsity_moves.store.run_files import encoded, recorded
+from sparsity_moves.store.tables import CURVES, RUNS
+
+if TYPE_CHECKING:
+    from sparsity_moves.store.store import Store
+
+CIRCUMSTANCES = ("devices", "training_seconds", "peak_bytes", "source_commit")
+"""What the manifest says of the runs, which measuring does not change."""
+Measured = Mapping[str, Mapping[Family, Mapping[str, Sequence[Any]]]]
+"""Columns of each family, by run."""
+
+
+def rows(store: Store, family: Family, spec_ids: Iterable[str]) -> pl.DataFrame:
+    """A family's rows of these runs, in their order; those that were not measured have none. Raises `Broken`."""
+    ids = list(dict.fromkeys(spec_ids))
+    name = file_name(family)
+    directories = set(store.directories())
+    own = [i for i in ids if i in directories and name in store.record(i)["files"]]
+    frames = [pl.read_parquet(store.runs / i / name) for i in own]
+    rest = sorted(set(ids) - set(own))
+    frames.append(store.tables.family(family).filter(pl.col("spec_id").is_in(rest)))
+    order = pl.DataFrame({"spec_id": ids}, schema={"spec_id": pl.String})
+    return order.join(together(family, frames), on="spec_id", how="inner", maintain_order="left_right")
+
+
+def every(store: Store, spec_ids: Iterable[str]) -> dict[Family, pl.DataFrame]:
+    """All families' rows of these runs."""
+    ids = list(spec_ids)
+    return {family: rows(store, family, ids) for family in FAMILIES}
+
+
+def there(store: Store) -> dict[str, set[Family]]:
+    """Which families are there, by run; runs without any are left out. Raises `Broken`."""
+    found: dict[str, set[Family]] = {}
+    for family in FAMILIES:
+        for spec_id in store.tables.family(family)["spec_id"].unique():
+            found.setdefault(spec_id, set()).add(family)
+    for spec_id in store.directories():
+        names = store.record(spec_id, deep=False)["files"]
+        if has := {family for family in FAMILIES if file_name(family) in names}:
+            found.setdefault(spec_id, set()).update(has)
+    return found
+
+
+def add(store: Store, measured: Measured) -> None:
+    """Add families to runs that are stored: to a run's directory if it has one, else to the tables.
+
+    Raises `Broken` for a run that is damaged, and `UserError` where the disk refuses.
+    """
+    with store.writing():
+        directories = set(store.directories())
+        for spec_id in measured.keys() & directories:
+            record = store.record(spec_id)
+            files = {name: (store.runs / spec_id / name).read_bytes() for name in record["files"]}
+            store.put(spec_id, recorded(record, encoded(spec_id, measured[spec_id]) | files))
+        tabled = {spec_id: of for spec_id, of in measured.items() if spec_id not in directories}
+        if tabled:
+            _add_to_tables(store, tabled)
+
+
+def _add_to_tables(store: Store, measured: Measured) -> None:
+    frames = {}
+    for family in FAMILIES:
+        old = store.tables.family(family)
+        new = [table(family, spec_id, of[family]) for spec_id, of in sorted(measured.items()) if family in of]
+        before = old.filter(~pl.col("spec_id").is_in([frame["spec_id"][0] for frame in new]))
+        frames[family] = together(family, [before, *new])
+    kept = {k: v for k, v in store.tables.manifest().items() if k in CIRCUMSTANCES}
+    store.tables.write(store.table(RUNS), store.table(CURVES), store.tables.shards(), measures=frames, **kept)
