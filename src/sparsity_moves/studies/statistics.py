@@ -82,7 +82,7 @@ def alike(differences: np.ndarray, margin: float) -> np.ndarray:
     TOST, two one-sided t-tests (Schuirmann, J. Pharmacokinet. Biopharm. 15, 1987). A small p shows likeness; a large
     one shows nothing. The margin must be stated before the data are seen.
     """
-    return np.maximum(_p(differences, -margin, "greater"), _p(differences, margin, "less"))
+    return np.asarray(np.maximum(_p(differences, -margin, "greater"), _p(differences, margin, "less")))
 
 
 def _p(differences: np.ndarray, mean: float, side: str) -> np.ndarray:
@@ -102,13 +102,14 @@ def adjusted(p: np.ndarray) -> np.ndarray:
     return np.asarray(false_discovery_control(p, axis=-1, method="bh"))
 
 
-def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """The 95 % interval that belongs to the t-test; None for a single value."""
-    if len(values) < 2:
+def t_interval(values: Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """The 95 % interval that belongs to the t-test, along the last axis; None for a single value."""
+    data = np.asarray(values, dtype=float)
+    n = data.shape[-1]
+    if n < 2:
         return None
-    half = critical(len(values), LEVEL / 2) * sem(values)
-    middle = float(np.mean(values))
-    return middle - half, middle + half
+    half = critical(n, LEVEL / 2) * sem(data, axis=-1)
+    return data.mean(axis=-1) - half, data.mean(axis=-1) + half
 
 
 def critical(n: int, tail: float) -> float:

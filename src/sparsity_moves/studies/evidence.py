@@ -1,0 +1,105 @@
+"""The models that a number speaks of, found in a store's tables: one value a seed.
+
+A number names a task, an arm, a setting, a measure and a moment, as a row of `published.csv` does. Without a setting
+the arm is that of the study `redistribution`, or of the one study that has it; with one (`norm=rms`), it is the runs
+that differ from that arm's in this setting alone. What the tables do not give is `Absent`, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import polars as pl
+
+from sparsity_moves.store import Store
+from sparsity_moves.store.tables import RUNS
+from sparsity_moves.studies.published import PAPER_MOMENT
+
+MAIN = "redistribution"
+UNIT = {"percent": 100.0, "points": 100.0}
+Row = dict[str, Any]
+
+
+class Absent(Exception):
+    """Why a number cannot be computed from the tables."""
+
+
+class Evidence:
+    """The rows of runs.parquet, found as the paper speaks of them."""
+
+    def __init__(self, store: Store) -> None:
+        self.rows = store.table(RUNS)
+        self.settings = {
+            spec_id: {k: v for k, v in own.items() if k != "seed"}
+            for spec_id, own in store.tables.settings().items()
+        }
+
+    def values(self, row: Row) -> pl.DataFrame:
+        """`seed` and `value`, in the unit that the row names; raises `Absent` where there is none.
+
+        A model without a value (one that never grokked has no step at which it did) is left out.
+        """
+        measure, scale = row["measure"], UNIT.get(row["unit"], 1.0)
+        if row["detail"]:
+            raise Absent("the tables hold whole models, not their parts")
+        moment = self.moment(row)
+        if measure == "difference_from_learned":
+            learned = self.at(row | {"arm": row["arm"].removesuffix("_frozen")}, moment)
+            found = self.at(row, moment).join(learned, on="seed", suffix="_learned").sort("seed")
+            value = pl.col("no_ffn_accuracy") - pl.col("no_ffn_accuracy_learned")
+        elif measure in ("grokked", "grokked_seeds"):  # the latter: so many of the paper's five
+            grokked = self.at(row, "grokked", required=False)["spec_id"].to_list()
+            found = self.at(row, "final")
+            value = pl.col("spec_id").is_in(grokked) * float(row["n"] if measure == "grokked_seeds" else 1)
+        elif measure == "grokked_step":
+            found, value = self.at(row, "grokked"), pl.col("step").cast(pl.Float64)
+        elif measure not in self.rows.columns:
+            raise Absent("the tables have no such column")
+        else:
+            found, value = self.at(row, moment), pl.col(measure)
+        found = found.select("seed", (scale * value).alias("value")).drop_nulls()
+        if found.is_empty():
+            raise Absent("the tables have no value for it")
+        return found
+
+    def moment(self, row: Row) -> str:
+        """When a number's models are looked at: the row's moment, or the paper's."""
+        if row["measure"] in ("grokked", "grokked_seeds", "grokked_step"):
+            return "grokked"
+        return str(row["moment"] or PAPER_MOMENT.get(row["task"], ""))
+
+    def at(self, row: Row, moment: str, *, required: bool = True) -> pl.DataFrame:
+        """The models that a number speaks of, at one moment, in the order of their seeds."""
+        found = self.models(row["task"], row["arm"], row["setting"]).filter(moment=moment)
+        if required and found.is_empty():
+            raise Absent(f"no run has reached the moment {moment}")
+        return found.sort("seed")
+
+    def models(self, task: str, arm: str, setting: str = "") -> pl.DataFrame:
+        """Every row of these models, each once. Raises `Absent` where there is none, or several settings."""
+        rows = self.rows.filter(task=task, arm=arm)
+        if MAIN in set(rows["study"]):
+            rows = rows.filter(study=MAIN)
+        shapes = {str(sorted(self.settings[i].items())): self.settings[i] for i in rows["spec_id"].unique()}
+        if len(shapes) != 1:
+            raise Absent("no run is stored" if not shapes else "studies give this arm several settings")
+        (shape,) = shapes.values()
+        if setting:
+            field, _, value = setting.partition("=")
+            if field not in self.rows.columns:
+                raise Absent(f"runs have no setting {field}")
+            rows = self.rows.filter(pl.col(field).cast(pl.String).str.strip_suffix(".0") == value)
+            rows = rows.filter(self._where(lambda own: _without(own, field) == _without(shape, field)))
+            if rows.is_empty():
+                raise Absent("no run is stored")
+        else:
+            rows = self.rows.filter(self._where(lambda own: own == shape))
+        return rows.unique(("spec_id", "moment"), keep="first", maintain_order=True)
+
+    def _where(self, fits: Callable[[Row], bool]) -> pl.Expr:
+        return pl.col("spec_id").is_in([i for i, own in self.settings.items() if fits(own)])
+
+
+def _without(settings: Row, field: str) -> Row:
+    return {key: value for key, value in settings.items() if key != field}
