@@ -196,7 +196,7 @@ class TestNumbers:
 
 @pytest.fixture(scope="module")
 def board() -> Board:
-    return verdicts.board(Evidence(Store(ROOT / "results" / "paper")))
+    return verdicts.board(Evidence.of(Store(ROOT / "results" / "paper")))
 
 
 class TestTheCommittedTables:

@@ -33,7 +33,7 @@ ARMS: dict[str, ArmStyle] = {
     "moe_switch": ArmStyle("Switch MoE", "#b13c11", "triangle-right"),
     "moe_switch_frozen": ArmStyle("Switch MoE, frozen router", "#de6640", "triangle-left"),
     "moe_hash": ArmStyle("Hash MoE", "#5c6c14", "wedge"),
-    "moe_hash_context": ArmStyle("Hash MoE, whole context", "#7f8f3a", "cross"),
+    "moe_hash_context": ArmStyle("Context-hash MoE", "#7f8f3a", "cross"),
     "moe_unbalanced": ArmStyle("MoE, no balance loss", "#6359b5", "triangle-up"),
     "moe_switch_unbalanced": ArmStyle("Switch MoE, no balance loss", "#8781e0", "triangle-down"),
     "moe_top2": ArmStyle("MoE top-2", "#00747a", "square"),

@@ -20,7 +20,7 @@ import polars as pl
 from sparsity_moves.errors import UserError
 from sparsity_moves.store import Broken, Store
 from sparsity_moves.store.files import read_json, write_json
-from sparsity_moves.store.tables import CURVES, TABLES
+from sparsity_moves.store.tables import TABLES
 from sparsity_moves.studies import source_commit
 from sparsity_moves.studies.evidence import Absent, Evidence, Row
 from sparsity_moves.studies.published import best, published
@@ -96,7 +96,7 @@ def summary(store: Store) -> str:
 
 def numbers(store: Store) -> Row:
     """Every published number, computed again or not, and how many runs there are."""
-    tables = Evidence(store)
+    tables = Evidence.of(store)
     done, left = [], []
     for row in best(published()).sort("task", "arm", "setting", "measure", "detail").iter_rows(named=True):
         told = {key: row[key] for key in ("task", "arm", "setting", "measure", "detail", "unit", "source")}
@@ -117,8 +117,7 @@ def numbers(store: Store) -> Row:
             | {"value": _number(math.fsum(values) / len(values)), "n": len(values)}
             | {"low": _number(bounds[0]) if bounds else None, "high": _number(bounds[1]) if bounds else None}
         )
-    curves = store.table(CURVES)
-    last = curves.group_by("spec_id").agg(pl.col("loss").last())
+    last = tables.curves.group_by("spec_id").agg(pl.col("loss").last())
     diverged = last.filter(~pl.col("loss").is_finite())["spec_id"].sort().to_list()
     return {"numbers": done, "not_computed": left, "runs": len(last), "diverged": diverged}
 

@@ -13,10 +13,12 @@ from typing import Any
 import polars as pl
 
 from sparsity_moves.store import Store
-from sparsity_moves.store.tables import RUNS
+from sparsity_moves.store.tables import CURVES, RUNS
 from sparsity_moves.studies.published import PAPER_MOMENT
 
 MAIN = "redistribution"
+WIDTHS = "sweep"
+"""The one study in which a name stands for several widths."""
 UNIT = {"percent": 100.0, "points": 100.0}
 Row = dict[str, Any]
 
@@ -26,14 +28,23 @@ class Absent(Exception):
 
 
 class Evidence:
-    """The rows of runs.parquet, found as the paper speaks of them."""
+    """Runs, found as the paper speaks of them.
 
-    def __init__(self, store: Store) -> None:
-        self.rows = store.table(RUNS)
-        self.settings = {
-            spec_id: {k: v for k, v in own.items() if k != "seed"}
-            for spec_id, own in store.tables.settings().items()
-        }
+    Args:
+        rows: one row a study, model and moment, as runs.parquet has them.
+        settings: every run's settings by its spec_id; what stands at its default is left out.
+        curves: one row a model and look.
+    """
+
+    def __init__(self, rows: pl.DataFrame, settings: dict[str, Row], curves: pl.DataFrame) -> None:
+        self.rows, self.curves = rows, curves
+        self.settings = {i: {k: v for k, v in own.items() if k != "seed"} for i, own in settings.items()}
+        self._found: dict[tuple[str, str, str], pl.DataFrame] = {}
+
+    @staticmethod
+    def of(store: Store) -> Evidence:
+        """The runs of a store's tables. Raises `Broken` where these are missing or damaged."""
+        return Evidence(store.table(RUNS), store.tables.settings(), store.table(CURVES))
 
     def values(self, row: Row) -> pl.DataFrame:
         """`seed` and `value`, in the unit that the row names; raises `Absent` where there is none.
@@ -78,9 +89,17 @@ class Evidence:
 
     def models(self, task: str, arm: str, setting: str = "") -> pl.DataFrame:
         """Every row of these models, each once. Raises `Absent` where there is none, or several settings."""
+        key = (task, arm, setting)
+        if key not in self._found:
+            self._found[key] = self._models(*key)
+        return self._found[key]
+
+    def _models(self, task: str, arm: str, setting: str) -> pl.DataFrame:
         rows = self.rows.filter(task=task, arm=arm)
         if MAIN in set(rows["study"]):
             rows = rows.filter(study=MAIN)
+        elif set(rows["study"]) != {WIDTHS}:
+            rows = rows.filter(pl.col("study") != WIDTHS)
         shapes = {str(sorted(self.settings[i].items())): self.settings[i] for i in rows["spec_id"].unique()}
         if len(shapes) != 1:
             raise Absent("no run is stored" if not shapes else "studies give this arm several settings")
