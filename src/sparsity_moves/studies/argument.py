@@ -17,7 +17,7 @@ import polars as pl
 from sparsity_moves import studies
 from sparsity_moves.names import results_folder
 from sparsity_moves.store import Store
-from sparsity_moves.studies import redistribution, sweeps
+from sparsity_moves.studies import redistribution, sweep, sweeps
 from sparsity_moves.studies.arms import arm
 from sparsity_moves.studies.evidence import Absent, Evidence
 from sparsity_moves.studies.study import Study, seeds
@@ -101,14 +101,23 @@ def gather(profile: Profile) -> Argument:
     paper = Store(results_folder("paper"))
     if profile == "paper":
         return Argument(Evidence.of(paper))
-    results = [studies.run(each) for each in (redistribution.study(profile), study(profile))]
+    results = [
+        studies.run(each) for each in (redistribution.study(profile), study(profile), _experts(profile))
+    ]
     specs = [spec for each in results for spec in each.study.specs]
     own = Evidence(
-        pl.concat([each.moments for each in results], how="diagonal"),
+        pl.concat([each.moments for each in results], how="diagonal_relaxed"),
         {spec.spec_id: json.loads(spec.canonical) for spec in specs},
-        pl.concat([each.curves for each in results], how="diagonal").unique(("spec_id", "step")),
+        pl.concat([each.curves for each in results], how="diagonal_relaxed").unique(("spec_id", "step")),
     )
     return Argument(Evidence.of(paper), own) if paper.tables else Argument(own)
+
+
+def _experts(profile: Profile) -> Study:
+    """The runs of the sweep at the width of all others, where a name means one number of experts."""
+    width = arm("dense", profile, "add7", 0).width
+    runs = tuple((name, spec) for name, spec in sweep.study(profile).runs if spec.width == width)
+    return Study("experts", runs)
 
 
 def _rows(evidence: Evidence, task: str, arms: Iterable[str]) -> pl.DataFrame:
