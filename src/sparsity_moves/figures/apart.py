@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from sparsity_moves.figures.claim_words import MEASURES, digits, mean_words, number_words, signed
+from sparsity_moves.figures.claim_words import MEASURES, digits, mean_words, number_words, plain, signed
 from sparsity_moves.figures.prose import hover
-from sparsity_moves.studies.verdicts import FAILED, PARTLY, UNDECIDED, UNMEASURED, Number
+from sparsity_moves.studies.statistics import of_few
+from sparsity_moves.studies.verdicts import FAILED, FIVE, PARTLY, UNDECIDED, UNMEASURED, Number
 
 
 def apart_table(numbers: Sequence[Number]) -> pl.DataFrame:
@@ -26,11 +27,22 @@ def apart_table(numbers: Sequence[Number]) -> pl.DataFrame:
                 "ours": hover(mean_words(values, places), f"n = {len(values)} seeds, at {number.moment}"),
                 "ours − published": signed(sum(values) / len(values) - row["value"], places),
                 "verdict": verdict,
-                "why": number.claim.apart,
+                "why": " ".join(filter(None, [_luck(values, row["value"], places), number.claim.apart])),
             }
         )
     names = ("number", "published", "ours", "ours − published", "verdict", "why")
     return pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String))
+
+
+def _luck(values: list[float], published: float, places: int) -> str:
+    """Whether five of our seeds would give the published value."""
+    if len(values) <= FIVE:
+        return ""
+    low, high = of_few(values, FIVE)
+    within = "with" if low <= published <= high else "without"
+    return (
+        f"Five of our seeds give {plain(low, places)} to {plain(high, places)}, {within} the published value."
+    )
 
 
 def unmeasured_table(numbers: Sequence[Number]) -> pl.DataFrame:

@@ -57,10 +57,10 @@ def effect_words(values: list[float], unit: str) -> str:
 
 def mean_words(values: list[float], digits: int) -> str:
     """A mean with its interval: "49.1 (46.5 to 51.8)"."""
-    bounds, mean = t_interval(values), f"{sum(values) / len(values):.{digits}f}"
+    bounds, mean = t_interval(values), plain(sum(values) / len(values), digits)
     if bounds is None:
         return f"{mean}, one seed"
-    return f"{mean} ({bounds[0]:.{digits}f} to {bounds[1]:.{digits}f})".replace("-", "−")
+    return f"{mean} ({plain(bounds[0], digits)} to {plain(bounds[1], digits)})"
 
 
 def number_words(row: dict[str, Any]) -> str:
@@ -97,4 +97,9 @@ def side_words(side: Side) -> str:
 
 def signed(value: float | np.ndarray, digits: int) -> str:
     """A number with its sign."""
-    return f"{value:+.{digits}f}".replace("-", "−")
+    return ("" if value < 0 else "+") + plain(value, digits)
+
+
+def plain(value: float | np.ndarray, digits: int) -> str:
+    """A number with so many digits after the point, and its thousands apart."""
+    return f"{value:,.{digits}f}".replace("-", "−").replace(",", "\u202f")

@@ -7,7 +7,7 @@ import polars as pl
 
 from sparsity_moves.figures.book_renderer import Figure, show
 from sparsity_moves.figures.claim_words import signed
-from sparsity_moves.figures.prose import Text, listed
+from sparsity_moves.figures.prose import Text
 from sparsity_moves.figures.strips import LANES, MOMENTS, REPLACED, marks, nothing_yet, selected
 from sparsity_moves.figures.summary import differences, summaries
 from sparsity_moves.figures.theme import ARMS, arm_label
@@ -36,7 +36,9 @@ def conditions(task: str = "add7") -> Iterator[tuple[str, str, str]]:
 def unmeasured(argument: Argument, task: str = "add7") -> str:
     """A sentence that names the conditions without full-scale runs; empty where all are there."""
     left = [words for words, *names in conditions(task) if argument.missing(task, names)]
-    return f"*Not yet run at this scale: {listed(left)}. They join the figure when they are.*" if left else ""
+    return (
+        f"*Not yet run at this scale: {'; '.join(left)}. They join the figure when they are.*" if left else ""
+    )
 
 
 def generality(argument: Argument, task: str = "add7") -> Figure | Text:

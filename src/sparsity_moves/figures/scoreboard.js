@@ -79,7 +79,7 @@
       return from <= low && high <= to ? "reproduced" : high >= from && low <= to ? "partly" : "not reproduced";
     }
 
-    const fixed = (value, digits) => value.toFixed(digits).replace("-", "−");
+    const fixed = (value, digits) => value.toFixed(digits).replace("-", "−").replace(/\B(?=(\d{3})+(?!\d))/g, "\u202f");
     const signed = (value, digits) => (value < 0 ? "" : "+") + fixed(value, digits);
 
     function effect({ some, one, found, digits, unit }) {

@@ -8,16 +8,15 @@ from sparsity_moves.figures.claim_words import UNITS, digits, signed
 from sparsity_moves.figures.prose import hover, listed, percent
 from sparsity_moves.figures.summary import summary
 from sparsity_moves.figures.theme import arm_label
-from sparsity_moves.figures.words import MOMENT_NAMES, TASK_NAMES
+from sparsity_moves.figures.words import MOMENT_NAMES, TASK_NAMES, task_of
 from sparsity_moves.studies.argument import Argument
 from sparsity_moves.studies.claims import Part, Side
 from sparsity_moves.studies.evidence import Absent
 from sparsity_moves.studies.published import PAPER_MOMENT
 from sparsity_moves.studies.statistics import compare
-from sparsity_moves.studies.verdicts import UNMEASURED, words
+from sparsity_moves.studies.verdicts import DRAWS, REPRODUCED, STRONGER, UNMEASURED, words
 
 NOT_YET = "*not yet measured*"
-SHARES = ("accuracy", "share")
 
 
 @dataclass(frozen=True)
@@ -25,6 +24,10 @@ class Teller:
     """Says what the main tables of an argument hold."""
 
     argument: Argument
+
+    @cached_property
+    def _of_five(self) -> dict[str, int]:
+        return self.argument.board.of_five()
 
     @cached_property
     def _verdicts(self) -> dict[str, str]:
@@ -96,10 +99,23 @@ class Teller:
         said = words(found, self._verdicts[claim])
         return f'<abbr title="{found.sentence}">{{doc}}`{said} <scoreboard>`</abbr>'
 
-    def above(self, task: str, arm: str, measure: str, other: float, moment: str = "") -> bool | None:
-        """Whether a mean lies above a number; None where there is none."""
-        values = [*self.values(task, arm, measure, moment).values()]
-        return sum(values) / len(values) > other if values else None
+    def holds(self, claim: str) -> bool:
+        """Whether every test of a claim holds."""
+        return self._verdicts[claim] in (REPRODUCED, STRONGER)
+
+    def where(self, claim: str, sentence: str, otherwise: str = "") -> str:
+        """A conclusion, only where the claim that it rests on holds."""
+        return sentence if self.holds(claim) else otherwise
+
+    def of_five(self, claim: str) -> str:
+        """In how many draws of five seeds a claim holds: "23 of 1000"."""
+        return f"{self._of_five[claim]} of {DRAWS}"
+
+    def chance(self, task: str) -> str:
+        """What the strongest strategy scores that computes nothing."""
+        rows = self.argument.main.rows.filter(task=task)
+        line, share = [*task_of(rows).chance().items()][-1]
+        return hover(percent(share), f"{line}; exact")
 
     def missing(self, task: str, arms: Iterable[str]) -> str:
         """A sentence that names arms without full-scale runs; empty where all are there."""
@@ -107,7 +123,7 @@ class Teller:
         if not names:
             return ""
         on = f"Not yet run at this scale on {TASK_NAMES[task]}"
-        return f"*{on}: {listed(names)}. They join the figure when they are.*"
+        return f"*{on}: {'; '.join(names)}. They join the figure when they are.*"
 
     def _unit(self, measure: str) -> str:
         return Part("more", "add7", measure, (Side(), Side())).unit

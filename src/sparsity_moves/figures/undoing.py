@@ -6,7 +6,7 @@ import altair as alt
 import polars as pl
 
 from sparsity_moves.figures.book_renderer import Figure, show
-from sparsity_moves.figures.prose import Text, listed
+from sparsity_moves.figures.prose import Text
 from sparsity_moves.figures.strips import LANES, MOMENTS, REPLACED, marks, nothing_yet, selected
 from sparsity_moves.figures.summary import summaries
 from sparsity_moves.figures.theme import arm_label
@@ -23,7 +23,9 @@ def unmeasured(argument: Argument, task: str = "add7") -> str:
     """A sentence that names the points without full-scale runs; empty where all are there."""
     names = dict.fromkeys(name for way in WAYS.values() for name in way.values())
     left = [arm_label(name) for name in argument.missing(task, names)]
-    return f"*Not yet run at this scale: {listed(left)}. They join the figure when they are.*" if left else ""
+    return (
+        f"*Not yet run at this scale: {'; '.join(left)}. They join the figure when they are.*" if left else ""
+    )
 
 
 def ways_back(argument: Argument, task: str = "add7") -> Figure | Text:
@@ -49,9 +51,7 @@ def ways_back(argument: Argument, task: str = "add7") -> Figure | Text:
         scale=alt.Scale(domain=domain, range=["#1762b6", "#b07d00"][: len(domain)]),
         legend=alt.Legend(title=None, orient="top"),
     )
-    dash = alt.StrokeDash(
-        "lane:N", scale=alt.Scale(domain=domain, range=[[1, 0], [5, 3]][: len(domain)]), legend=None
-    )
+    dash = alt.StrokeDash("lane:N", scale=alt.Scale(domain=domain, range=[[1, 0], [5, 3]][: len(domain)]))
     tips = [
         alt.Tooltip("count:O", title="experts"),
         alt.Tooltip("lane:N", title="from"),
@@ -107,8 +107,8 @@ def ways_back(argument: Argument, task: str = "add7") -> Figure | Text:
         ),
         name="settle",
         caption=(
-            "Two ways from sparse to dense at one total size, on addition with carry. Left: fewer and wider experts, down to "
-            "one, the dense layer. Right: more of four experts open. " + marks(main, own)
+            "Two ways from sparse to dense at one total size, on addition with carry. Left: fewer and wider experts, "
+            "down to one, the dense layer. Right: more of four experts open. " + marks(main, own)
         ),
         alt="Accuracy without the FFN at the paper's checkpoint: "
         + ", ".join(
