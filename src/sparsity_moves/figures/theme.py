@@ -38,7 +38,7 @@ ARMS: dict[str, ArmStyle] = {
     "moe_switch_unbalanced": ArmStyle("Switch MoE, no balance loss", "#8781e0", "triangle-down"),
     "moe_top2": ArmStyle("MoE top-2", "#00747a", "square"),
     "moe_top2_frozen": ArmStyle("MoE top-2, frozen router", "#279ea4", "cross"),
-    "moe_active": ArmStyle("MoE, active-matched", "#006c98", "stroke"),
+    "moe_active": ArmStyle("MoE, active-matched", "#006c98", "triangle-down"),
     "moe_glu": ArmStyle("MoE-GLU", "#a8347f", "triangle-left"),
     "moe_glu_frozen": ArmStyle("MoE-GLU, frozen router", "#d45ea7", "triangle-right"),
     "moe_glu_active": ArmStyle("MoE-GLU, active-matched", "#be4993", "arrow"),

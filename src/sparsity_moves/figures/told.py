@@ -90,7 +90,8 @@ class Teller:
         effect = f", d = {found.effect:.2f}" if found.effect is not None else ""
         return hover(
             f"{signed(found.mean, places)}{UNITS[unit]}{bounds}",
-            f"{found.n} pairs, {found.positive} above zero{effect}; runs: {self._runs(task, [arm, against], moment)}",
+            f"{found.n} pairs, {found.positive} above zero{effect}; "
+            f"runs: {self._runs(task, [arm, against], moment, since)}",
         )
 
     def verdict(self, claim: str) -> str:
@@ -128,9 +129,11 @@ class Teller:
     def _unit(self, measure: str) -> str:
         return Part("more", "add7", measure, (Side(), Side())).unit
 
-    def _runs(self, task: str, arms: list[str], moment: str) -> str:
-        at = moment or PAPER_MOMENT[task]
-        return f"{listed(arms)} on {TASK_NAMES[task]}, {MOMENT_NAMES[at]}, {self.argument.profile} profile"
+    def _runs(self, task: str, arms: list[str], moment: str, since: str = "") -> str:
+        at = MOMENT_NAMES[moment or PAPER_MOMENT[task]] + (f" against {MOMENT_NAMES[since]}" if since else "")
+        return (
+            f"{listed([*dict.fromkeys(arms)])} on {TASK_NAMES[task]}, {at}, {self.argument.profile} profile"
+        )
 
     def _beside(self, task: str, arm: str, measure: str, moment: str) -> str:
         """What was published of the same, and how ours compares."""

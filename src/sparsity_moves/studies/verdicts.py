@@ -54,6 +54,7 @@ Values = dict[int, float]
 class Tested:
     """A part of a claim, with its differences seed by seed."""
 
+    __test__ = False  # pytest would take it for a test
     part: Part
     differences: Values
     why: str = ""
