@@ -3,14 +3,16 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
+import polars as pl
 import pytest
 
 from sparsity_moves.errors import UserError
 from sparsity_moves.figures.theme import arm_label
 from sparsity_moves.store import Store
-from sparsity_moves.studies import claims, verdicts
+from sparsity_moves.studies import claims, parts, verdicts
 from sparsity_moves.studies.claims import Claim, Part, Side
 from sparsity_moves.studies.evidence import Evidence
 from sparsity_moves.studies.published import best, published
@@ -227,3 +229,111 @@ class TestTheCommittedTables:
         mutant = replace(board, tested=board.tested | {id: tested})
         assert board.verdicts()[id] in (REPRODUCED, STRONGER)
         assert mutant.verdicts()[id] not in (REPRODUCED, STRONGER)
+
+
+class TestParts:
+    """Numbers of a part of a model, from tables of measures whose answers are planted."""
+
+    KEY: ClassVar = {"spec_id": "a", "moment": "first_best"}
+
+    def row(self, measure: str, detail: str, setting: str = "") -> dict[str, str]:
+        return {"measure": measure, "detail": detail, "setting": setting}
+
+    def value(self, row: dict[str, str], table: list[dict[str, object]], family: str) -> float:
+        found = parts.part(row)
+        assert found is not None
+        assert found[0] == family
+        rows = pl.DataFrame([self.KEY | each for each in table], infer_schema_length=None)
+        other = rows.with_columns(pl.lit("final").alias("moment"))  # must not be taken for it
+        values = parts.values(row, pl.DataFrame([self.KEY]), pl.concat([rows, other]))
+        assert values["spec_id"].to_list() == ["a"]
+        return float(values["value"][0])
+
+    def test_an_output_digit_and_a_carry_length_are_groups_of_the_ablation(self) -> None:
+        groups = [
+            (None, None, None),
+            (0, None, None),
+            (1, None, None),
+            (None, 1, None),
+            (None, None, 1),
+            (1, None, 1),
+        ]
+        table = [
+            {"component": component, "how": how, "position": p, "operation": o, "carry": c}
+            | {
+                "accuracy": 0.1 * place
+                + (0.01 if component == "ffn" else 0)
+                + (0.001 if how == "zero" else 0)
+            }
+            for place, (p, o, c) in enumerate(groups)
+            for component in ("ffn", "attention")
+            for how in ("zero", "mean")
+        ]
+        row = self.row("no_ffn_accuracy", "digit=tens")
+        assert self.value(row, table, "ablation") == pytest.approx(0.211)
+        row = self.row("no_ffn_accuracy", "carry_length=1")
+        assert self.value(row, table, "ablation") == pytest.approx(0.411)
+
+    def test_a_flip_rate_is_over_both_directions_and_unmatched_digits_as_published(self) -> None:
+        table = [
+            {"component": c, "position": p, "operation": o, "matched": m}
+            | {"flip_rate": 0.1 * p + 0.2 * (o == 1) + 0.4 * m + (0.05 if c == "ffn" else 0)}
+            for c in ("attention", "ffn")
+            for p in (1, 2, 3)
+            for o in (1, 2)
+            for m in (True, False)
+        ]
+        row = self.row("attention_flip_rate", "digit=hundreds")
+        assert self.value(row, table, "patching") == pytest.approx(0.3)
+        assert self.value(self.row("ffn_flip_rate", "digit=hundreds"), table, "patching") == pytest.approx(
+            0.35
+        )
+
+    def test_fourier_numbers_are_of_neurons_of_the_first_component_and_of_the_experts_weights(self) -> None:
+        def rows(site: str, expert: int | None, values: list[float]) -> list[dict[str, object]]:
+            return [
+                {"site": site, "expert": expert, "index": i, "full": v, "paired": 2 * v}
+                for i, v in enumerate(values)
+            ]
+
+        table = [
+            *rows("neurons", None, [0.3]),
+            *rows("live_neurons", None, [0.4]),
+            *rows("components", None, [0.45, 0.1]),
+        ]
+        dense = [*table, *rows("weights", None, [0.2, 0.4])]
+        experts = [*dense, *rows("weights", 0, [0.1, 0.1]), *rows("weights", 1, [0.3, 0.3])]
+        for detail, expected in (("per neuron", 0.3), ("top principal component", 0.45), ("weights", 0.3)):
+            row = self.row("fourier_concentration", detail, "convention=full")
+            assert self.value(row, dense, "fourier") == pytest.approx(expected)
+        assert self.value(row, experts, "fourier") == pytest.approx(0.2)
+
+    def test_every_published_detail_has_a_table(self) -> None:
+        for _, row in claims.numbers():
+            if (
+                row["detail"]
+                and not row["detail"].endswith("of the arms")
+                and row["measure"] != "training_time"
+            ):
+                assert parts.part(row) is not None, row
+
+    def test_a_table_of_measures_makes_its_claims_measured(self, board: Board) -> None:
+        evidence = Evidence.of(Store(ROOT / "results" / "paper"))
+        runs = (
+            evidence.models("add7", "moe")
+            .vstack(evidence.models("add7", "dense"))
+            .filter(moment="first_best")
+        )
+        table = pl.concat(
+            runs.select("spec_id", "moment", (pl.col("no_ffn_accuracy")).alias("accuracy")).with_columns(
+                pl.lit("ffn").alias("component"),
+                pl.lit("zero").alias("how"),
+                pl.lit(position).alias("position"),
+                pl.lit(None, pl.Int32).alias("operation"),
+                pl.lit(None, pl.Int32).alias("carry"),
+            )
+            for position in range(4)
+        )
+        more = Evidence(evidence.rows, evidence.settings, evidence.curves, {"ablation": table})
+        assert board.verdicts()["every-digit"] == UNMEASURED or "ablation" in evidence.families
+        assert verdicts.board(more).verdicts()["every-digit"] == REPRODUCED

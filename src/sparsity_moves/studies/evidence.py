@@ -7,15 +7,18 @@ that differ from that arm's in this setting alone. What the tables do not give i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import polars as pl
 
 from sparsity_moves.store import Store
 from sparsity_moves.store.tables import CURVES, RUNS
+from sparsity_moves.studies import parts
 from sparsity_moves.studies.published import PAPER_MOMENT
 
+FOUR = ("dense", "glu", "moe", "moe_glu")
+"""The paper's own arms."""
 MAIN = "redistribution"
 WIDTHS = "sweep"
 """The one study in which a name stands for several widths."""
@@ -34,17 +37,26 @@ class Evidence:
         rows: one row a study, model and moment, as runs.parquet has them.
         settings: every run's settings by its spec_id; what stands at its default is left out.
         curves: one row a model and look.
+        families: tables of measures by their name, as far as there are any (see `parts`).
     """
 
-    def __init__(self, rows: pl.DataFrame, settings: dict[str, Row], curves: pl.DataFrame) -> None:
-        self.rows, self.curves = rows, curves
+    def __init__(
+        self,
+        rows: pl.DataFrame,
+        settings: dict[str, Row],
+        curves: pl.DataFrame,
+        families: Mapping[str, pl.DataFrame] | None = None,
+    ) -> None:
+        self.rows, self.curves, self.families = rows, curves, families or {}
         self.settings = {i: {k: v for k, v in own.items() if k != "seed"} for i, own in settings.items()}
         self._found: dict[tuple[str, str, str], pl.DataFrame] = {}
 
     @staticmethod
     def of(store: Store) -> Evidence:
         """The runs of a store's tables. Raises `Broken` where these are missing or damaged."""
-        return Evidence(store.table(RUNS), store.tables.settings(), store.table(CURVES))
+        there = [name for name in parts.FAMILIES if f"{name}.parquet" in store.tables.manifest()["files"]]
+        families = {name: store.table(f"{name}.parquet") for name in there}
+        return Evidence(store.table(RUNS), store.tables.settings(), store.table(CURVES), families)
 
     def values(self, row: Row) -> pl.DataFrame:
         """`seed` and `value`, in the unit that the row names; raises `Absent` where there is none.
@@ -52,8 +64,10 @@ class Evidence:
         A model without a value (one that never grokked has no step at which it did) is left out.
         """
         measure, scale = row["measure"], UNIT.get(row["unit"], 1.0)
+        if row["detail"].endswith("of the arms"):
+            return self._extreme(row)
         if row["detail"]:
-            raise Absent("the tables hold whole models, not their parts")
+            return self._part(row)
         moment = self.moment(row)
         if measure == "difference_from_learned":
             learned = self.at(row | {"arm": row["arm"].removesuffix("_frozen")}, moment)
@@ -74,6 +88,36 @@ class Evidence:
             raise Absent("the tables have no value for it")
         return found
 
+    def _part(self, row: Row) -> pl.DataFrame:
+        """A number of a part of each model, from a table of measures."""
+        place = parts.part(row)
+        if place is None or place[0] not in self.families:
+            raise Absent("the tables hold whole models, not their parts")
+        # a convention says how the number is taken, not which models it is of
+        models = self.at(
+            row | {"setting": "" if row["setting"].startswith("convention=") else row["setting"]},
+            self.moment(row),
+        )
+        found = models.select("spec_id", "seed").join(
+            parts.values(row, models, self.families[place[0]]), on="spec_id", maintain_order="left"
+        )
+        if found.is_empty():
+            raise Absent("the tables of measures do not have these runs")
+        return found.select("seed", pl.col("value").cast(pl.Float64) * UNIT.get(row["unit"], 1.0))
+
+    def _extreme(self, row: Row) -> pl.DataFrame:
+        """The lowest or highest of the paper's four arms, by their means."""
+        each = []
+        for arm in FOUR:
+            try:
+                each.append(self.values(row | {"arm": arm, "detail": ""}))
+            except Absent:
+                continue
+        if not each:
+            raise Absent("no run is stored")
+        pick = min if row["detail"].startswith("lowest") else max
+        return pick(each, key=lambda values: float(values["value"].mean()))  # type: ignore[arg-type]
+
     def moment(self, row: Row) -> str:
         """When a number's models are looked at: the row's moment, or the paper's."""
         if row["measure"] in ("grokked", "grokked_seeds", "grokked_step"):
@@ -89,6 +133,8 @@ class Evidence:
 
     def models(self, task: str, arm: str, setting: str = "") -> pl.DataFrame:
         """Every row of these models, each once. Raises `Absent` where there is none, or several settings."""
+        if setting == "experts=1":  # one expert is the dense layer: its balance loss is constant
+            arm, setting = "dense", ""
         key = (task, arm, setting)
         if key not in self._found:
             self._found[key] = self._models(*key)
