@@ -1,7 +1,7 @@
 """Numbers of a part of a model, found in the tables of measures: an output digit, a carry length, a kind of neuron.
 
-Each of the published details is a filter on one table (`ablation.parquet`, `patching.parquet`, `fourier.parquet`), and
-the mean over what it leaves is a model's number. The tables are keyed by run and moment.
+Each of the published details is a filter on one table (`ablation.parquet`, `patching.parquet`, `fourier.parquet`),
+and the mean over what it leaves is a model's number. The tables are keyed by run and moment.
 """
 
 from __future__ import annotations
