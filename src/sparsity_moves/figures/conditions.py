@@ -8,7 +8,7 @@ import polars as pl
 from sparsity_moves.figures.book_renderer import Figure, show
 from sparsity_moves.figures.claim_words import signed
 from sparsity_moves.figures.prose import Text
-from sparsity_moves.figures.strips import LANES, MOMENTS, REPLACED, marks, nothing_yet, selected
+from sparsity_moves.figures.strips import LANES, REPLACED, checkpoint, marks, nothing_yet, selected
 from sparsity_moves.figures.summary import differences, summaries
 from sparsity_moves.figures.theme import ARMS, arm_label
 from sparsity_moves.studies import arm, sweeps
@@ -92,7 +92,8 @@ def generality(argument: Argument, task: str = "add7") -> Figure | Text:
     said = means.filter(moment="first_best", measure="no_ffn_accuracy")
     return show(
         chart.add_params(
-            selected("measure", "The FFN's output is", REPLACED), selected("checkpoint", "At", MOMENTS)
+            selected("measure", "The FFN's output is", REPLACED),
+            checkpoint(*dict(lanes).values()),
         ),
         name="generality",
         caption=(

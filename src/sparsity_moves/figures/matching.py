@@ -5,7 +5,7 @@ import polars as pl
 
 from sparsity_moves.figures.book_renderer import Figure, show
 from sparsity_moves.figures.prose import Text
-from sparsity_moves.figures.strips import MOMENTS, marks, nothing_yet, selected
+from sparsity_moves.figures.strips import checkpoint, marks, nothing_yet, selected
 from sparsity_moves.figures.summary import summaries
 from sparsity_moves.figures.theme import arm_colours, arm_label, arm_shapes
 from sparsity_moves.studies.argument import Argument
@@ -79,9 +79,7 @@ def matching(argument: Argument, task: str = "add7") -> Figure | Text:
         ),
     ).properties(width=470, height=340)
     return show(
-        chart.add_params(
-            selected("matched", "Along the axis:", MATCHED), selected("checkpoint", "At", MOMENTS)
-        ),
+        chart.add_params(selected("matched", "Along the axis:", MATCHED), checkpoint(rows)),
         name="matching",
         caption=(
             "The same models laid out by what one could match. If that size decided, all would lie on one curve. "

@@ -6,7 +6,7 @@ import polars as pl
 from sparsity_moves.figures.book_renderer import Figure, show
 from sparsity_moves.figures.claim_words import signed
 from sparsity_moves.figures.prose import Text
-from sparsity_moves.figures.strips import LANES, MOMENTS, REPLACED, marks, nothing_yet, selected
+from sparsity_moves.figures.strips import LANES, REPLACED, checkpoint, marks, nothing_yet, selected
 from sparsity_moves.figures.summary import differences, summaries
 from sparsity_moves.figures.theme import ARMS, arm_label
 from sparsity_moves.studies.argument import Argument
@@ -84,7 +84,8 @@ def learned_frozen(argument: Argument, task: str = "add7") -> Figure | Text:
     )
     return show(
         chart.add_params(
-            selected("measure", "The FFN's output is", REPLACED), selected("checkpoint", "At", MOMENTS)
+            selected("measure", "The FFN's output is", REPLACED),
+            checkpoint(*dict(lanes).values()),
         ),
         name="learned-frozen",
         caption=(

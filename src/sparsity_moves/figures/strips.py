@@ -29,6 +29,21 @@ def selected(name: str, label: str, options: Mapping[str, str]) -> alt.Parameter
     return alt.param(name=name, value=next(iter(options)), bind=bind)
 
 
+def checkpoint(*tables: pl.DataFrame, moments: Mapping[str, str] = MOMENTS) -> alt.Parameter:
+    """Which checkpoint is looked at; a selection box, unless every model's best is its last."""
+    looked = pl.concat(
+        rows.select("spec_id", "moment", pl.col("step").cast(pl.Int64)) for rows in tables if len(rows)
+    )
+    steps = (
+        looked.filter(pl.col("moment").is_in(list(moments)))
+        .group_by("spec_id")
+        .agg(pl.col("step").n_unique())
+    )
+    if len(moments) == 1 or steps["step"].max() == 1:
+        return alt.param(name="checkpoint", value=next(iter(moments)))
+    return selected("checkpoint", "At", moments)
+
+
 def nothing_yet(what: str) -> Text:
     """In place of a figure whose runs are not stored."""
     return say(f"*{what} has no stored runs yet; the figure appears with them.*")
@@ -125,14 +140,13 @@ def strip(
     if chance:
         layers += _chance(pl.concat([rows for _, rows in every], how="diagonal_relaxed"))
     controls = [selected("measure", choice, measures)] if len(measures) > 1 else []
-    controls += [selected("checkpoint", "At", moments)] if len(moments) > 1 else []
-    fixed = [alt.param(name="measure", value=columns[0])] if len(measures) == 1 else []
-    fixed += [alt.param(name="checkpoint", value=next(iter(moments)))] if len(moments) == 1 else []
+    controls += [alt.param(name="measure", value=columns[0])] if len(measures) == 1 else []
+    controls.append(checkpoint(models, moments=moments))
     chart = (
         alt.layer(*layers)
         .resolve_scale(color="independent", shape="independent")
         .properties(width=480, height=alt.Step(15, **{"for": "offset"}))
-        .add_params(*controls, *fixed)
+        .add_params(*controls)
     )
     return show(
         chart,

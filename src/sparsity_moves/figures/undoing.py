@@ -7,7 +7,7 @@ import polars as pl
 
 from sparsity_moves.figures.book_renderer import Figure, show
 from sparsity_moves.figures.prose import Text
-from sparsity_moves.figures.strips import LANES, MOMENTS, REPLACED, marks, nothing_yet, selected
+from sparsity_moves.figures.strips import LANES, REPLACED, checkpoint, marks, nothing_yet, selected
 from sparsity_moves.figures.summary import summaries
 from sparsity_moves.figures.theme import arm_label
 from sparsity_moves.studies.argument import Argument
@@ -103,7 +103,8 @@ def ways_back(argument: Argument, task: str = "add7") -> Figure | Text:
     said = means.filter(measure="no_ffn_accuracy", moment="first_best")
     return show(
         alt.hconcat(*panels, spacing=20).add_params(
-            selected("measure", "The FFN's output is", REPLACED), selected("checkpoint", "At", MOMENTS)
+            selected("measure", "The FFN's output is", REPLACED),
+            checkpoint(*dict(lanes).values()),
         ),
         name="settle",
         caption=(
