@@ -16,6 +16,7 @@ from sparsity_moves.figures import (
     conditions,
     decomposition,
     grokking,
+    inside,
     matching,
     routers,
     timeline,
@@ -358,3 +359,29 @@ class TestScoreboard:
             wrong += self.shown(page, real) != real.board.verdicts(seeds)
         page.close()
         assert wrong
+
+
+class TestInside:
+    def test_parts_are_drawn_from_the_tables_of_measures_beside_the_published(self, known: Argument) -> None:
+        rows = known.main.rows.filter(moment="first_best")
+        table = pl.concat(
+            rows.select(
+                "spec_id", "moment", (pl.col("no_ffn_accuracy") / (place + 1)).alias("accuracy")
+            ).with_columns(
+                pl.lit("ffn").alias("component"),
+                pl.lit("zero").alias("how"),
+                pl.lit(place).alias("position"),
+                *(pl.lit(None, pl.Int32).alias(name) for name in ("operation", "carry")),
+            )
+            for place in range(2)
+        )
+        more = Argument(
+            Evidence(known.main.rows, known.main.settings, known.main.curves, {"ablation": table})
+        )
+        words = {"digit=ones": "ones", "digit=tens": "tens"}
+        shown = {"no_ffn_accuracy": "accuracy"}
+        figure = inside.parts(more, words, name="p", caption="P.", measures=shown, title="%")
+        found = data(figure).filter(arm="MoE", seed=42)
+        assert dict(found.select("part", "value").iter_rows()) == pytest.approx({"ones": 50, "tens": 25})
+        assert '"value": 43.0' in to_json(drawn(figure).spec)
+        assert isinstance(inside.parts(known, words, name="p", caption="P.", measures=shown, title="%"), Text)

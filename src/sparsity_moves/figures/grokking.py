@@ -49,11 +49,13 @@ def grokking(argument: Argument, arms: Sequence[str] = ARMS) -> Figure | Text:
     theirs = best(published()).filter(
         pl.col("arm").is_in(there), task=TASK, measure="grokked_step", setting=""
     )
+    if argument.profile != "paper":  # another modulus, another length of training
+        theirs = theirs.clear()
     theirs = theirs.select(
         pl.col("arm").map_elements(arm_label, return_dtype=pl.String), "value", "source_text"
     )
     labels = [arm_label(arm) for arm in there]
-    scale = alt.Scale(domain=[0, round(last * 1.2)])
+    scale = alt.Scale(domain=[0, round(last * 1.25)], nice=False)
     y = alt.Y("arm:N", sort=labels, title=None, scale=alt.Scale(domain=labels), axis=alt.Axis(labelLimit=200))
     colour = alt.Color("arm:N", scale=arm_colours(there), legend=None)
     pick = alt.param(
@@ -92,15 +94,13 @@ def grokking(argument: Argument, arms: Sequence[str] = ARMS) -> Figure | Text:
                 alt.Tooltip("spec_id:N", title="run"),
             ],
         ),
-        alt.Chart(share)
-        .mark_text(align="right", dx=0)
-        .encode(alt.X(datum=round(last * 1.2)), y, text="words:N"),
+        alt.Chart(share).mark_text(align="left", dx=8).encode(alt.X(datum=edge), y, text="words:N"),
         alt.Chart(means).mark_rule(strokeWidth=2.5).encode(alt.X("low:Q"), alt.X2("high:Q"), y, tooltip=tips),
         alt.Chart(means)
         .mark_tick(thickness=3, size=16, color="currentColor")
         .encode(alt.X("mean:Q"), y, tooltip=tips),
         alt.Chart(theirs)
-        .mark_point(shape=STAR, size=200)
+        .mark_point(shape=STAR, size=200, yOffset=9)
         .encode(
             alt.X("value:Q"),
             y,

@@ -44,10 +44,17 @@ def matching(argument: Argument, task: str = "add7") -> Figure | Text:
     means = summaries(models, ["arm", "moment", *MATCHED], "percent").with_columns(
         pl.col("mean", "low", "high").round(1)
     )
-    x = alt.X("size:Q", title="Size of the whole model", scale=alt.Scale(type="log", nice=False, padding=18))
+    x = alt.X(
+        "size:Q",
+        title="Size of the whole model",
+        axis=alt.Axis(tickCount=5),
+        scale=alt.Scale(zero=False, nice=False, padding=18),
+    )
     scale = alt.Scale(domain=[0, 100])
     colour = alt.Color(
-        "arm:N", scale=arm_colours(there), legend=alt.Legend(title=None, orient="top", columns=3)
+        "arm:N",
+        scale=arm_colours(there),
+        legend=alt.Legend(title=None, orient="top", columns=3, symbolOpacity=1),
     )
     shape = alt.Shape("arm:N", scale=arm_shapes(there))
     here = "datum.moment == checkpoint"
