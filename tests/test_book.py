@@ -285,9 +285,7 @@ def test_a_second_build_changes_nothing(html: Path) -> None:
     assert (html / "index.html").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize(
-    "name", ["index", "tasks", "feedforward", "measuring", "redistribution", "reproduce"]
-)
+@pytest.mark.parametrize("name", [name for name in PAGES if name not in ("search", site.BIBLIOGRAPHY)])
 def test_an_executed_notebook_runs_again_cell_by_cell(html: Path, name: str) -> None:
     """As a reader runs it who downloads it from the page (nbval, lax: no cell may raise)."""
     notebook = html.parent / "work" / "notebooks" / f"{name}.ipynb"

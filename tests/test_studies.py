@@ -38,8 +38,8 @@ class TestEvery:
     """What each profile trains."""
 
     def test_the_laptops_runs_are_the_ones_they_always_were(self):
-        assert [study.name for study in runs("laptop")] == ["redistribution", "sweep"]
-        assert addresses(runs("laptop")) == "93 d0db228500b815d7"
+        assert [study.name for study in runs("laptop")] == ["redistribution", "sweep", "argument"]
+        assert addresses(runs("laptop")[:2]) == "93 d0db228500b815d7"
 
     def test_so_are_the_first_published_ones(self):
         """Results at these addresses are committed: a setting that is new must not move them."""
@@ -48,7 +48,11 @@ class TestEvery:
     def test_full_scale_has_the_controls_and_the_sweeps_too(self):
         names = [study.name for study in runs("paper")]
         assert names == ["redistribution", "sweep", "controls", *sweeps.FAMILIES]
-        assert [study.name for study in runs("smoke")] == ["redistribution", "sweep", "controls"]
+        assert [study.name for study in runs("smoke")] == ["redistribution", "sweep", "argument", "controls"]
+
+    def test_what_the_chapters_train_on_a_laptop_has_full_scale_runs_of_the_same_names(self):
+        names = {name for study in runs("paper") for name, spec in study.runs if spec.task == "add7"}
+        assert {name for study in runs("laptop") for name, _ in study.runs} <= names
 
     @pytest.mark.parametrize("profile", ["smoke", "laptop", "paper"])
     def test_a_study_has_each_run_once_and_all_of_its_own_profile(self, profile):
