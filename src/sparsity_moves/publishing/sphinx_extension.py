@@ -17,6 +17,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from sparsity_moves.figures.book_renderer import placeholder
+from sparsity_moves.widgets.lab.page_html import element
 
 
 class Chart(SphinxDirective):
@@ -51,6 +52,16 @@ class Chart(SphinxDirective):
         )
 
 
+class LiveLab(SphinxDirective):
+    """The lab that trains in the page, at most one a page; its content is a setting as JSON, `{}` for its own."""
+
+    has_content: ClassVar[bool] = True
+
+    def run(self) -> list[nodes.Node]:
+        setting = json.loads("\n".join(self.content) or "{}")
+        return [nodes.raw("", element(setting), format="html")]
+
+
 def _name_references(
     _app: Sphinx, _page: str, _template: str, context: dict[str, Any], _tree: object
 ) -> None:
@@ -62,5 +73,6 @@ def _name_references(
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the directive and the mending of references."""
     app.add_directive("chart", Chart)
+    app.add_directive("lab", LiveLab)
     app.connect("html-page-context", _name_references)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

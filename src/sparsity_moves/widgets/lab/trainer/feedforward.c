@@ -217,14 +217,13 @@ void feedforward_backward(int n, float *x, float *d_y, float *d_x, float balance
     if (model.router != HASH) router_backward(n, x, d_x, balance_weight);
 }
 
-/* E · Σ f_i P_i over the tokens routed (Fedus et al. 2021, eq. 4): 1 when the load is even. */
-float balance_loss(int n) {
-    float total = 0;
-    if (model.experts == 1 || model.router == HASH) return 0;
-    for (int e = 0; e < model.experts; e++) {
-        float mass = 0;
-        for (int i = 0; i < n; i++) mass += probability[i * model.experts + e];
-        total += model.experts * (load[e] / ((float)n * model.top_k)) * (mass / n);
-    }
-    return total;
+/* into (C, W) += what W_out reads of every token, g ⊙ h (0 where a gate is closed), in the row of its answer. */
+void collect_units(const int *answer, float *into) {
+    int block = model.width / model.experts;
+    for (int e = 0, r = 0; e < model.experts; e++)
+        for (int i = 0; i < load[e]; i++, r++) {
+            int a = model.experts > 1 ? order[r] : r;
+            float g = model.experts > 1 ? gate[a] : 1, *row = into + answer[a / model.top_k] * model.width + e * block;
+            add_scaled(row, hidden + unit[e] + i * block, g, block);
+        }
 }

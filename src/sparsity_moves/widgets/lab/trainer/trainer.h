@@ -82,7 +82,7 @@ void attention_backward(int sequences, float *d_out);
 void feedforward_setup(int capacity);
 void feedforward(int n, float *x, float *y);
 void feedforward_backward(int n, float *x, float *d_y, float *d_x, float balance_weight);
-float balance_loss(int n);
+void collect_units(const int *answer, float *into);
 
 /* transformer.c */
 void transformer_setup(int capacity);

@@ -9,6 +9,7 @@ Model model;
 int offset[TENSORS], size[TENSORS], parameters;
 float *parameter, *gradient;
 static float *first_moment, *second_moment;
+static float *units; /* modular addition: (p, W), each unit's mean over the inputs of each answer */
 static int capacity, updates;
 static float found[6];
 
@@ -50,6 +51,7 @@ PUBLIC int setup(int task, int first_size, int second_size, int d, int heads, in
     int widest = width > 3 * d ? width : 3 * d;
     product_setup(widest > model.classes ? widest : model.classes);
     transformer_setup(capacity);
+    units = memory(task == MODULAR ? model.classes * width : 0);
     return parameters;
 }
 
@@ -124,12 +126,15 @@ static void count(int sequences, int *right, int *exact) {
 }
 
 /* Measure on every input (or the fixed sample): accuracy of single answers, share of sequences that are all right,
-   and accuracy on inputs that training never sees. `loads` (E) are then those of this measurement. */
+   and accuracy on inputs that training never sees. `loads` (E) are then those of this measurement; for modular
+   addition `unit_values` are, too, unless something is left out. */
 PUBLIC float *evaluate(int without) {
     int every = evaluation_size(), held_out = 0;
     double right_all = 0, right_held = 0, exact_all = 0, held = 0;
     static double total[32];
     for (int e = 0; e < 32; e++) total[e] = 0;
+    int collect = model.task == MODULAR && !without;
+    if (collect) clear(units, model.classes * model.width);
     attention_tables();
     for (int from = 0; from < every;) {
         int many = 0, right, exact, kind = -1;
@@ -141,6 +146,7 @@ PUBLIC float *evaluate(int without) {
         }
         forward(many, without);
         count(many, &right, &exact);
+        if (collect) collect_units(targets, units);
         right_all += right;
         exact_all += exact;
         if (kind) {
@@ -150,6 +156,7 @@ PUBLIC float *evaluate(int without) {
         for (int e = 0; e < model.experts; e++) total[e] += load[e];
         from += many;
     }
+    for (int i = 0; collect && i < model.classes * model.width; i++) units[i] /= model.modulus;
     found[0] = (float)(right_all / every / model.scored);
     found[1] = (float)(exact_all / every);
     found[2] = held ? (float)(right_held / held / model.scored) : -1;
@@ -180,4 +187,4 @@ PUBLIC int *loads(void) { return load; }
 PUBLIC int *experts_chosen(void) { return chosen; }
 PUBLIC float *logit_values(void) { return logits; }
 PUBLIC float *pattern_values(void) { return pattern; }
-PUBLIC float balance(int n) { return balance_loss(n); }
+PUBLIC float *unit_values(void) { return units; }
