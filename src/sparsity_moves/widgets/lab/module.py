@@ -38,9 +38,8 @@ def module() -> str:
     wasm = base64.b64encode(WASM.read_bytes()).decode()
     worker = f'const WASM = "{wasm}";\n{config()}{joined("settings.js", "session.js", "worker.js")}'
     css = (PAGE / "lab.css").read_text(encoding="utf-8")
-    text = (
-        f"{config()}const CSS = {json.dumps(css)};\nconst WORKER = {json.dumps(worker)};\n"
-        + joined("settings.js", "draw.js", "charts.js", "controls.js", "trainer.js", "lab.js")
+    text = f"{config()}const CSS = {json.dumps(css)};\nconst WORKER = {json.dumps(worker)};\n" + joined(
+        "settings.js", "draw.js", "charts.js", "controls.js", "trainer.js", "lab.js"
     )
     assert "</script" not in text.lower(), "the module must be able to stand inside of a page"
     return text

@@ -33,14 +33,15 @@ CHANGES: dict[TaskName, dict[str, Any]] = {
 """Where the lab's run differs from the laptop profile's: add-7 learns in a quarter of the steps."""
 
 
-def defaults() -> Setting:
-    """The setting that the lab opens with."""
-    return {control["name"]: control["value"] for control in CONTROLS}
+def defaults(task: TaskName = "add7") -> Setting:
+    """The setting that the lab opens with; each task has a weight decay of its own."""
+    values = {control["name"]: control["value"] for control in CONTROLS}
+    return values | {"task": task, "weight_decay": arm("dense", "laptop", task, 0).weight_decay}
 
 
 def checked(setting: Setting) -> Setting:
     """The setting, completed with the defaults. Raises `UserError` for a name or value that no control has."""
-    values = defaults()
+    values = {control["name"]: control["value"] for control in CONTROLS}
     for name, value in setting.items():
         allowed = next((c["values"] for c in CONTROLS if c["name"] == name), None)
         if allowed is None:
@@ -48,14 +49,18 @@ def checked(setting: Setting) -> Setting:
         if value not in allowed:
             raise UserError(f"{name} in the lab is one of {', '.join(map(str, allowed))}, not {value}")
         values[name] = value
-    return values
+    return defaults(values["task"]) | setting
 
 
 def spec_of(setting: Setting) -> Spec:
     """The run of a setting. Raises `UserError` where the lab has no such setting."""
     s = checked(setting)
     task, experts, top_k = s["task"], int(s["experts"]), int(s["top_k"])
-    name = ("moe_glu" if s["ffn"] != "mlp" else "moe") if experts > 1 else ("glu" if s["ffn"] != "mlp" else "dense")
+    name = (
+        ("moe_glu" if s["ffn"] != "mlp" else "moe")
+        if experts > 1
+        else ("glu" if s["ffn"] != "mlp" else "dense")
+    )
     own: dict[str, Any] = dict(CHANGES[task]) | {"weight_decay": s["weight_decay"]}  # type: ignore[index]
     if s["ffn"] == "bilinear":
         own["activation"] = "none"
@@ -88,7 +93,7 @@ def page_config() -> dict[str, Any]:
                 "scored": list(task.scored),
                 "causal": task.causal,
                 "chance": task.chance(),
-                "weightDecay": arm("dense", "laptop", name, 0).weight_decay,
+                "weightDecay": defaults(name)["weight_decay"],
                 "dModel": spec.d_model,
                 "heads": spec.heads,
                 "activation": spec.activation,

@@ -29,14 +29,14 @@ COLUMNS = {
 """What the page calls a measurement, and what the tables of this book call it."""
 
 
-class Lab(anywidget.AnyWidget):  # type: ignore[misc]
+class Lab(anywidget.AnyWidget):
     """The live lab in a notebook. What the reader set and trained comes back as `setting`, `spec` and `table`."""
 
     _esm = module()
-    setting = traitlets.Dict().tag(sync=True)
-    recorded = traitlets.Dict().tag(sync=True)
-    rows = traitlets.List().tag(sync=True)
-    links = traitlets.Bool(False).tag(sync=True)
+    setting: Any = traitlets.Dict().tag(sync=True)
+    recorded: Any = traitlets.Dict().tag(sync=True)
+    rows: Any = traitlets.List().tag(sync=True)
+    links: Any = traitlets.Bool(False).tag(sync=True)
 
     def __init__(self, **setting: Any) -> None:
         """Open with these controls set. Raises `UserError` for one that the lab does not have."""

@@ -4,7 +4,7 @@ export function controls(setting, changed) {
   const fields = new Map();
   const box = h("div", { class: "lab-controls" });
   for (const control of CONFIG.controls) {
-    const shown = h("output", {});
+    const shown = h("b", {});
     const field = control.slider
       ? h("input", { type: "range", min: 0, max: control.values.length - 1, step: 1, name: control.name })
       : h("select", { name: control.name }, ...control.values.map((value, i) => h("option", { value: i }, wordOf(control, value))));

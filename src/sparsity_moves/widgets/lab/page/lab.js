@@ -7,7 +7,7 @@ const QUIET = 4000; // milliseconds between two sentences for a screen reader, w
 export function mount(el, given) {
   const recorded = given.recorded;
   let setting = given.setting ?? recorded.setting, rows = [], look = null, pinned = null, state = "rest", now = 0;
-  let typed = null, closedHeads = 0, closedExperts = 0, trainer = null, waiting = 0, spokenAt = 0;
+  let notice = "", typed = null, closedHeads = 0, closedExperts = 0, trainer = null, waiting = 0, spokenAt = 0;
   const why = obstacle();
 
   const status = h("p", { class: "lab-state" });
@@ -58,6 +58,7 @@ export function mount(el, given) {
 
   function begin(playing) {
     if (why) return;
+    notice = "";
     trainer ??= new Trainer(heard, failed);
     rows = [];
     look = null;
@@ -161,7 +162,7 @@ export function mount(el, given) {
     speed.disabled = Boolean(why);
     pin.disabled = !rows.length;
     if (state !== "failed")
-      status.textContent = mine ? `${{ training: "Training", paused: "Paused", done: "Done" }[state] ?? ""}: step ${now} of ${task.steps}, all answers right in ${percent(rows.at(-1)?.exact)} of the inputs.`
+      status.textContent = notice ? notice : mine ? `${{ training: "Training", paused: "Paused", done: "Done" }[state] ?? ""}: step ${now} of ${task.steps}, all answers right in ${percent(rows.at(-1)?.exact)} of the inputs.`
         : shown.length > 1 || main.kind === "recorded" ? `A recorded run, step ${last.step}: all answers right in ${percent(last.exact)} of the inputs. Train your own, or move a control.`
         : "Press Train, or move a control.";
     if (state === "training" && performance.now() - spokenAt > QUIET) report();
@@ -194,8 +195,9 @@ export function mount(el, given) {
   function followLink() {
     if (!given.links || !location.hash.startsWith("#lab=")) return false;
     const wanted = readSetting(location.hash.slice(5));
+    notice = wanted ? "" : "The link asks for something that the lab does not have, so nothing was changed.";
     choose(wanted ?? setting, false);
-    if (!wanted) status.textContent = spoken.textContent = "The link asks for something that the lab does not have, so nothing was changed.";
+    if (notice) spoken.textContent = notice;
     else if (trainer) begin(true);
     return true;
   }
