@@ -30,7 +30,8 @@ SECONDS, HEARD, TASK, SIZE = 10.0, 0.5, 100.0, 60_000
 PAGE = (
     "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
     "<title>Lab</title>"
-    "<link rel=icon href='data:,'><style>:root{{color-scheme:light dark}}</style><main><h1>Lab</h1><h2>Here</h2>{}</main>"
+    "<link rel=icon href='data:,'>"
+    "<style>:root{{color-scheme:light dark}}</style><main><h1>Lab</h1><h2>Here</h2>{}</main>"
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -37,14 +38,19 @@ TENSORS = (
 NO_ATTENTION, NO_FFN = 1, 2
 
 
+@cache
+def _compiled() -> tuple[wasmtime.Engine, wasmtime.Module]:
+    engine = wasmtime.Engine()
+    return engine, wasmtime.Module.from_file(engine, str(WASM))
+
+
 class Host:
     """One trainer with one model in it."""
 
     def __init__(self, spec: Spec, capacity: int = 256) -> None:
         """Raises `UserError` where the spec asks for what the trainer does not have."""
-        engine = wasmtime.Engine()
+        engine, module = _compiled()
         self.store = wasmtime.Store(engine)
-        module = wasmtime.Module.from_file(engine, str(WASM))
         self.calls: Any = wasmtime.Instance(self.store, module, []).exports(self.store)
         self.spec, self.task = spec, spec.task_object
         if spec.depth != 1 or spec.norm != "none" or spec.dropout or spec.router not in ROUTERS:

@@ -1,13 +1,14 @@
 // The lab: a setting, the run it gives, and pictures of both beside the recorded and the pinned run.
 
 const SPEEDS = [["as fast as it can", 0], ["50 steps a second", 50], ["5 steps a second", 5]];
+const DRAG = 60; // milliseconds that a control must rest before its setting is trained
 const QUIET = 4000; // milliseconds between two sentences for a screen reader, while it trains
 
 // Builds the lab inside of `el`. `given`: {recorded, setting, links, finished(setting, rows)}. Returns how to end it.
 export function mount(el, given) {
   const recorded = given.recorded;
   let setting = given.setting ?? recorded.setting, rows = [], look = null, pinned = null, state = "rest", now = 0;
-  let notice = "", typed = null, closedHeads = 0, closedExperts = 0, trainer = null, waiting = 0, spokenAt = 0;
+  let notice = "", typed = null, closedHeads = 0, closedExperts = 0, trainer = null, waiting = 0, spokenAt = 0, coming = 0;
   const why = obstacle();
 
   const status = h("p", { class: "lab-state" });
@@ -52,18 +53,28 @@ export function mount(el, given) {
     }
     closedHeads = closedExperts = 0;
     switches();
-    if (start) begin(true);
-    else draw();
+    if (start && !why) {
+      clear("training");
+      trainer?.hush();
+      clearTimeout(coming);
+      coming = setTimeout(() => begin(state === "training"), DRAG);
+    }
+    draw();
+  }
+
+  function clear(next) {
+    rows = [];
+    look = null;
+    now = 0;
+    state = next;
   }
 
   function begin(playing) {
     if (why) return;
     notice = "";
+    clearTimeout(coming);
     trainer ??= new Trainer(heard, failed);
-    rows = [];
-    look = null;
-    now = 0;
-    state = playing ? "training" : "paused";
+    clear(playing ? "training" : "paused");
     trainer.start(setting, playing, Number(speed.value), wish());
     draw();
   }
@@ -88,6 +99,7 @@ export function mount(el, given) {
     if (kind === "row") {
       if (rows.at(-1)?.step !== value.step) rows.push(value);
       now = value.step;
+      if (state === "paused") given.finished?.(setting, rows);
     }
     if (kind === "step") now = value;
     if (kind === "look") look = value;
@@ -195,6 +207,7 @@ export function mount(el, given) {
   function followLink() {
     if (!given.links || !location.hash.startsWith("#lab=")) return false;
     const wanted = readSetting(location.hash.slice(5));
+    if (wanted && same(wanted, setting)) return true;
     notice = wanted ? "" : "The link asks for something that the lab does not have, so nothing was changed.";
     choose(wanted ?? setting, false);
     if (notice) spoken.textContent = notice;
@@ -210,6 +223,7 @@ export function mount(el, given) {
   return () => {
     removeEventListener("hashchange", followLink);
     resized.disconnect();
+    clearTimeout(coming);
     trainer?.end();
   };
 }

@@ -25,6 +25,11 @@ export class Trainer {
     this.worker.postMessage({ kind: "start", run: ++this.run, setting, play, speed, wish });
   }
 
+  // What the present run still says is not heard.
+  hush() {
+    this.run++;
+  }
+
   tell(kind, more) {
     this.worker.postMessage({ kind, ...more });
   }
