@@ -22,7 +22,7 @@ from sparsity_moves.figures.book_renderer import DATA_DIR
 from sparsity_moves.widgets.lab import record
 from sparsity_moves.widgets.lab.host import ACTIVATIONS, GATES, ROUTERS, Host
 from sparsity_moves.widgets.lab.module import config, joined, module
-from sparsity_moves.widgets.lab.page_html import element, recorded
+from sparsity_moves.widgets.lab.page_html import element, fragment, recorded
 from sparsity_moves.widgets.lab.recipes import CONTROLS, checked, defaults, spec_of
 from sparsity_moves.widgets.lab.widget import Lab, lab
 
@@ -120,7 +120,7 @@ def step(page: Page) -> int:
 
 
 LEARNED = """() => { const state = document.querySelector(".lab-state").textContent;
-    return /Training|Done/.test(state) && Number(/right in ([0-9.]+) %/.exec(state)?.[1]) >= 99 }"""
+    return /Training|Done/.test(state) && Number(/right in ([0-9.]+)%/.exec(state)?.[1]) >= 99 }"""
 
 
 def until(page: Page, pattern: str) -> None:
@@ -310,6 +310,16 @@ class TestLinks:
         assert "nothing was changed" in state(page)
         assert page.locator(".lab [name=experts]").get_attribute("aria-valuetext") == "4"
         assert page.evaluate("() => window.hit ?? Object.prototype.experts ?? null") is None
+
+    def test_a_door_in_a_chapter_opens_the_lab_as_set(self, opened: Opened) -> None:
+        page = opened(f"lab.html{fragment('task:histogram;experts:8')}")
+        assert page.locator(".lab [name=experts]").get_attribute("aria-valuetext") == "8"
+        assert page.get_by_label("Input").input_value() == "ABACADBB"
+
+    @pytest.mark.parametrize("wrong", ["experts:3", "colour:red", "", "experts"])
+    def test_a_door_to_nowhere_is_refused(self, wrong: str) -> None:
+        with pytest.raises(UserError, match=r"the lab"):
+            fragment(wrong)
 
     def test_python_and_the_page_mean_the_same_run(self, opened: Opened) -> None:
         names = ("task", "ffn", "experts", "width", "top_k", "routing")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsity_moves.widgets.lab.module import module
-from sparsity_moves.widgets.lab.recipes import Setting, checked
+from sparsity_moves.widgets.lab.recipes import CONTROLS, Setting, checked
 
 RECORDED = Path(__file__).parent / "recorded.json"
 
@@ -37,3 +37,17 @@ def element(setting: Setting) -> str:
         f'<div class="lab-host"><noscript><p>{silent}</p></noscript></div><script type="module">{module()}\n'
         f'mount(document.querySelector(".lab-host"), {json.dumps(state)});</script>'
     )
+
+
+def fragment(text: str) -> str:
+    """The part of an address that opens the lab with a setting: `experts:8;routing:frozen`, completed.
+
+    Raises `UserError` where the lab has no such control or value.
+    """
+    given: Setting = {}
+    for part in text.split(";"):
+        name, _, written = part.strip().partition(":")
+        control = next((c for c in CONTROLS if c["name"] == name), None)
+        values = control["values"] if control else []
+        given[name] = next((value for value in values if str(value) == written), written)
+    return "#lab=" + ";".join(f"{name}:{value}" for name, value in checked(given).items())

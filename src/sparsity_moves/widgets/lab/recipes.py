@@ -36,7 +36,12 @@ CHANGES: dict[TaskName, dict[str, Any]] = {
 def defaults(task: TaskName = "add7") -> Setting:
     """The setting that the lab opens with; each task has a weight decay of its own."""
     values = {control["name"]: control["value"] for control in CONTROLS}
-    return values | {"task": task, "weight_decay": arm("dense", "laptop", task, 0).weight_decay}
+    own = arm("dense", "laptop", task, 0).weight_decay
+    decays = next(control["values"] for control in CONTROLS if control["name"] == "weight_decay")
+    return values | {
+        "task": task,
+        "weight_decay": decays[decays.index(own)],
+    }  # 1, not 1.0, as the link writes it
 
 
 def checked(setting: Setting) -> Setting:

@@ -129,7 +129,7 @@ export function spectrumChart(spectrum, width) {
     picture.append(s("rect", { class: "lab-cell", x: left + k * step, y: height - bottom - tall, width: Math.max(1, step - 1), height: tall }));
     if (k % 5 === 4 || k === 0) picture.append(s("text", { x: left + (k + 0.5) * step, y: height - 7, "text-anchor": "middle" }, String(k + 1)));
   });
-  picture.append(s("text", { x: left - 5, y: 14, "text-anchor": "end" }, percent(most).replace(".0", "")));
+  picture.append(s("text", { x: left - 5, y: 14, "text-anchor": "end" }, percent(most)));
   return picture;
 }
 
