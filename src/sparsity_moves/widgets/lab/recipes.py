@@ -66,13 +66,13 @@ def spec_of(setting: Setting) -> Spec:
         if experts > 1
         else ("glu" if s["ffn"] != "mlp" else "dense")
     )
-    own: dict[str, Any] = dict(CHANGES[task]) | {"weight_decay": s["weight_decay"]}  # type: ignore[index]
+    own: dict[str, Any] = dict(CHANGES[task]) | {"weight_decay": float(s["weight_decay"])}  # type: ignore[index]
     if s["ffn"] == "bilinear":
         own["activation"] = "none"
     if experts > 1:
         own |= ROUTING[str(s["routing"])] | {"balance_positions": "read_out"}
         own["top_k"] = 1 if s["routing"] == "hash" else min(top_k, experts)
-        own["balance_weight"] = 0.0 if s["routing"] == "hash" else s["balance"]
+        own["balance_weight"] = 0.0 if s["routing"] == "hash" else float(s["balance"])
     return arm(name, "laptop", task, int(s["seed"]), experts=experts, width=int(s["width"]), **own)  # type: ignore[arg-type]
 
 
