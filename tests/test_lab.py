@@ -7,7 +7,7 @@ import gzip
 import itertools
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -128,6 +128,11 @@ def until(page: Page, pattern: str) -> None:
     page.wait_for_function(f"() => /{pattern}/.test(document.querySelector('.lab-state').textContent)")
 
 
+def best_of_three(measured: Callable[[], float]) -> float:
+    """What else the machine does can only make a time longer."""
+    return min(measured() for _ in range(3))
+
+
 HUNDREDS = "step [1-9][0-9]{2,} of"
 
 
@@ -179,10 +184,13 @@ def advance(host: Host) -> None:
 
 class TestItAnswersAtOnce:
     def test_a_slider_moved_in_training_shows_new_numbers(self, opened: Opened) -> None:
-        page = opened()
+        assert best_of_three(lambda: self.heard_after(opened())) < 1000 * HEARD
+
+    def heard_after(self, page: Page) -> float:
+        """Milliseconds from a slider's move to numbers of the new model, some steps into its training."""
         page.get_by_role("button", name="Train").click()
         until(page, HUNDREDS)
-        took = page.evaluate(
+        return page.evaluate(
             """() => new Promise((done) => {
                 const slider = document.querySelector(".lab [name=experts]"), began = performance.now();
                 slider.value = 3;
@@ -196,9 +204,12 @@ class TestItAnswersAtOnce:
                 look();
             })"""
         )
-        assert took < 1000 * HEARD
 
     def test_no_task_holds_the_page_up(self, opened: Opened) -> None:
+        assert best_of_three(lambda: self.longest_task(opened)) < TASK
+
+    def longest_task(self, opened: Opened) -> float:
+        """Milliseconds of the page's longest task while it trains and a slider is moved now and then."""
         page = opened(
             script="window.long = []; new PerformanceObserver((list) => "
             "window.long.push(...list.getEntries().map((e) => e.duration))).observe({type: 'longtask'})"
@@ -209,7 +220,7 @@ class TestItAnswersAtOnce:
             page.wait_for_timeout(700)
             set_slider(page, "experts", experts)
         page.wait_for_timeout(700)
-        assert max(page.evaluate("() => window.long"), default=0) < TASK
+        return max(page.evaluate("() => window.long"), default=0)
 
     def test_play_pause_step_reset(self, opened: Opened) -> None:
         page = opened()

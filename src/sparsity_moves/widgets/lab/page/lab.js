@@ -101,7 +101,10 @@ export function mount(el, given) {
       now = value.step;
       if (state === "paused") given.finished?.(setting, rows);
     }
-    if (kind === "step") now = value;
+    if (kind === "step") {
+      now = value;
+      return tell();
+    }
     if (kind === "look") look = value;
     if (kind === "done") {
       state = "done";
@@ -160,23 +163,34 @@ export function mount(el, given) {
     });
   }
 
-  function draw() {
-    const task = CONFIG.tasks[setting.task], heldOut = setting.task === "modular_addition";
-    const mine = rows.length > 0 || state === "training" || state === "paused";
+  // The runs to show, the reader's last.
+  function compared() {
     const shown = [];
     if (recorded.setting.task === setting.task) shown.push({ ...recorded, kind: "recorded", name: same(recorded.setting, setting) ? "recorded" : "recorded, default setting" });
     if (pinned?.setting.task === setting.task) shown.push(pinned);
-    if (mine || !shown.length) shown.push({ rows, kind: "own", name: "your run" });
+    if (state !== "rest" || !shown.length) shown.push({ rows, kind: "own", name: "your run" });
+    return shown;
+  }
+
+  // One sentence on where the training is; all that changes between two measurements.
+  function tell() {
+    const last = compared().at(-1).rows.at(-1), words = { training: "Training", paused: "Paused", done: "Done" };
+    if (state === "failed") return;
+    if (notice) status.textContent = notice;
+    else if (state !== "rest") status.textContent = `${words[state]}: step ${now} of ${CONFIG.tasks[setting.task].steps}, all answers right in ${percent(last?.exact)} of the inputs.`;
+    else if (last) status.textContent = `A recorded run, step ${last.step}: all answers right in ${percent(last.exact)} of the inputs. Train your own, or move a control.`;
+    else status.textContent = "Press Train, or move a control.";
+  }
+
+  function draw() {
+    const task = CONFIG.tasks[setting.task], heldOut = setting.task === "modular_addition", shown = compared();
     const width = Math.min(560, Math.max(280, places.accuracy.clientWidth || 420)), main = shown.at(-1), last = main.rows.at(-1);
 
     play.textContent = state === "training" ? "Pause" : state === "paused" && now ? "Go on" : "Train";
     for (const button of [play, once, again]) button.disabled = Boolean(why);
     speed.disabled = Boolean(why);
     pin.disabled = !rows.length;
-    if (state !== "failed")
-      status.textContent = notice ? notice : mine ? `${{ training: "Training", paused: "Paused", done: "Done" }[state] ?? ""}: step ${now} of ${task.steps}, all answers right in ${percent(rows.at(-1)?.exact)} of the inputs.`
-        : shown.length > 1 || main.kind === "recorded" ? `A recorded run, step ${last.step}: all answers right in ${percent(last.exact)} of the inputs. Train your own, or move a control.`
-        : "Press Train, or move a control.";
+    tell();
     if (state === "training" && performance.now() - spokenAt > QUIET) report();
 
     places.legend.replaceChildren(legend(heldOut, shown));
