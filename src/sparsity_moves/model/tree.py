@@ -25,31 +25,40 @@ def level(number: int) -> slice:
     return slice(2**number - 1, 2 ** (number + 1) - 1)
 
 
-def by_path(
-    ffn: FeedForward, hidden: Float[Tensor, "M B R W"], alive: Bool[Tensor, "M P N"] | None = None
-) -> Routing:
-    """Every node's gate, 1 on the token's paths and 0 elsewhere, level by level: parent open, and its branch taken.
+def open_nodes(
+    right: Bool[Tensor, "*B N"], depth: int, alive: Bool[Tensor, "*B N"] | None = None
+) -> Bool[Tensor, "*B N"]:
+    """Which nodes a path from the root meets, level by level: parent open, and its branch taken.
 
-    Every φ keeps the sign of what it is given, so the hidden units tell the branch as well as the responses do.
     Where one child is not `alive` the other is taken; where none is, the path ends.
     """
-    if not ffn.trees:
-        raise UserError(f"router '{ffn.router}' has no trees to walk")
-    right = hidden.detach()[..., ffn.always_on :].unflatten(-1, (ffn.trees, ffn.nodes)) > 0  # (M, B, R, P, N)
     opened = [torch.ones_like(right[..., :1])]
-    for number in range(ffn.tree_depth):
+    for number in range(depth):
         on, turn = opened[-1], right[..., level(number)]
         if alive is None:
             children = (on & ~turn, on & turn)
         else:
-            there = alive[:, None, None, :, level(number + 1)].unflatten(-1, (-1, 2))
-            left_alive, right_alive = there.unbind(-1)
+            left_alive, right_alive = alive[..., level(number + 1)].unflatten(-1, (-1, 2)).unbind(-1)
             children = (
                 on & left_alive & (~turn | ~right_alive),
                 on & right_alive & (turn | ~left_alive),
             )
         opened.append(torch.stack(children, -1).flatten(-2))
-    gates = torch.cat(opened, -1).flatten(-2).to(hidden.dtype)
+    return torch.cat(opened, -1)
+
+
+def by_path(
+    ffn: FeedForward, hidden: Float[Tensor, "M B R W"], alive: Bool[Tensor, "M P N"] | None = None
+) -> Routing:
+    """Every node's gate, 1 on the token's paths and 0 elsewhere; `alive` as `prune` leaves it.
+
+    Every φ keeps the sign of what it is given, so the hidden units tell the branch as well as the responses do.
+    """
+    if not ffn.trees:
+        raise UserError(f"router '{ffn.router}' has no trees to walk")
+    right = hidden.detach()[..., ffn.always_on :].unflatten(-1, (ffn.trees, ffn.nodes)) > 0  # (M, B, R, P, N)
+    there = None if alive is None else alive[:, None, None].expand_as(right)
+    gates = open_nodes(right, ffn.tree_depth, there).flatten(-2).to(hidden.dtype)
     if ffn.always_on:
         gates = torch.cat([gates.new_ones(*gates.shape[:-1], ffn.always_on), gates], -1)
     return Routing(gates, gates, None)
