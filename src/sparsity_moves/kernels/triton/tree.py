@@ -257,8 +257,9 @@ def _weigh(
             total_bias += tl.sum(h.to(tl.float32), axis=0)
     mask = (column > 0)[:, None] & there
     tl.store(d_w + unit[:, None] * D + d[None, :], total.to(d_w.dtype.element_ty), mask=mask)
-    if BIASED and tl.program_id(0) == 0:
-        tl.store(d_bias + unit, total_bias.to(d_bias.dtype.element_ty), mask=column > 0)
+    if BIASED:
+        once = (column > 0) & (tl.program_id(0) == 0)
+        tl.store(d_bias + unit, total_bias.to(d_bias.dtype.element_ty), mask=once)
 
 
 class Order(NamedTuple):
@@ -377,7 +378,7 @@ def summed(
     torch.mm(value_top, w_top, out=parts[-1])
     _spread[(triton.cdiv(width, WIDE), len(sorted_.group_of))](
         value, w, parts, *sorted_.by_program(), tokens, of.subtrees,
-        D=width, TOP=of.top, BELOW=of.below, PRECISION=rounding, BM=TOKENS, BD=WIDE,
+        D=width, TOP=of.top, BELOW=of.below, PRECISION=rounding, BM=TOKENS, BD=WIDE, num_warps=8,
     )  # fmt: skip
     return parts.sum(0)
 
