@@ -4,13 +4,14 @@
     python benchmarks/tree_speed.py --device cuda      16 384 tokens in bf16, forward, and forward and backward
     python benchmarks/tree_speed.py --device cpu       inference in fp32, 1 to 64 tokens
 
-D = 2048, H ≈ 8192. Dense is the vendor's products (cuBLAS; MKL in the faster of the two layouts of its weights). The MoE
-has top-1 experts, routed by a learned router and computed by PyTorch's grouped product. The floor is what the layer's
-own work takes at the rates that square products and copies reach in the same run; `of floor` is floor over time.
+D = 2048, H ≈ 8192. Dense is the vendor's products (cuBLAS; MKL in the faster of the two layouts of its weights). The
+MoE has top-1 experts, routed by a learned router and computed by PyTorch's grouped product. The floor is what the
+layer's own work takes at the rates that square products and copies reach in the same run; `of floor` is floor over
+time.
 
 On a GPU times are of recorded graphs, so that launches cost nobody anything; `eager` is without. On a CPU each call
-has other tokens than the one before, else a tree's few rows would be in the cache each time. Every row's output is held
-against its masked form before it is timed; a row that is off says so.
+has other tokens than the one before, else a tree's few rows would be in the cache each time. Every row's output is
+held against its masked form before it is timed; a row that is off says so.
 """
 
 from __future__ import annotations
@@ -76,7 +77,12 @@ def trees(number: int, depth: int, device: str, dtype: torch.dtype) -> Layer:
     ffn = FeedForward(number * ((2 << depth) - 1), router="tree", tree_depth=depth, activation="gelu")
     shapes = {"w_in": (ffn.width, D), "b": (ffn.width,), "w_out": (ffn.width, D)}
     given = weights(shapes, {"w_in": D, "b": D, "w_out": ffn.open_blocks}, device, dtype)
-    return f"{number} trees of depth {depth}", ffn, lambda x, *w: tree_layer(ffn, x, *w), given
+    return (
+        f"{number} tree{'s' * (number > 1)} of depth {depth}",
+        ffn,
+        lambda x, *w: tree_layer(ffn, x, *w),
+        given,
+    )
 
 
 def experts(active: int, device: str, dtype: torch.dtype) -> Layer:
@@ -99,13 +105,14 @@ def experts(active: int, device: str, dtype: torch.dtype) -> Layer:
 
 def reference(ffn: FeedForward, x: Tensor, given: list[Tensor]) -> Tensor:
     """The masked form, of the same numbers in fp32."""
-    x, given = x.float(), [w.float() for w in given]
     if ffn.trees:
-        return masked(ffn, x, *given)
-    router, w_in, b_in, w_out, b_out = (w[None] for w in given)
-    p = {"w_in": w_in, "b_in": b_in, "w_out": w_out, "b_out": b_out}
-    routing: Routing = by_score(ffn, router, x[None, None])
-    return combine(ffn, p, "", hidden_units(ffn, p, "", x[None]), routing.gates.flatten(1, 2))[0]
+        return masked(ffn, x.float(), *(w.float() for w in given))
+    routing: Routing = by_score(
+        ffn, given[0][None], x[None, None]
+    )  # bf16 may choose another expert than fp32
+    p = {n: w[None].float() for n, w in zip(("w_in", "b_in", "w_out", "b_out"), given[1:], strict=True)}
+    hidden = hidden_units(ffn, p, "", x[None].float())
+    return combine(ffn, p, "", hidden, routing.gates.flatten(1, 2).float())[0]
 
 
 def off(layer: Layer, x: Tensor) -> float:

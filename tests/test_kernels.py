@@ -81,6 +81,20 @@ def test_dispatch_by_grouped_products_gives_the_masked_forms_outputs_and_gradien
         assert float((dispatched - masked).detach().abs().max()) <= 1e-5 * scale
 
 
+def test_dispatch_in_bf16_counts_more_tokens_than_bf16_can() -> None:
+    """The whole numbers that bf16 has end at 256; an expert may have more tokens."""
+    ffn = FeedForward(width=32, experts=2, router="learned", activation="gelu")
+    source = torch.Generator().manual_seed(0)
+    shapes = {"w_in": (16, 32), "b_in": (32,), "w_out": (32, 16), "b_out": (2, 16)}
+    p = {n: torch.randn(1, *shape, generator=source).bfloat16() / 4 for n, shape in shapes.items()}
+    x = torch.randn(1, 1001, 16, generator=source).bfloat16()
+    chosen = torch.nn.functional.one_hot((x[..., 0] > 0.3).long(), 2).bfloat16()[:, None]
+    out = dispatched_experts(ffn, p, "", x, Routing(chosen, chosen, None)).float()
+    wide = {n: t.float() for n, t in p.items()}
+    masked = combine(ffn, wide, "", hidden_units(ffn, wide, "", x.float()), chosen.flatten(1, 2).float())
+    assert float((out - masked).abs().max()) <= 1e-2 * float(masked.abs().max())
+
+
 def test_an_expert_that_nobody_chose_is_left_alone() -> None:
     ffn = FeedForward(width=12, experts=3, router="learned")
     generator = torch.Generator().manual_seed(0)

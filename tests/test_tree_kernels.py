@@ -186,7 +186,7 @@ def test_in_bf16_the_paths_are_those_of_fp32(shape, kernel):
 @by_kernel
 def test_the_same_bits_twice(kernel):
     ffn = trees(3, 6)
-    given = layer(ffn, 300, 16)
+    given = layer(ffn, 150, 16)
     function, device = KERNELS[kernel]
     once, twice = (
         outcome(lambda *g: function(*g, 6, "gelu"), given, device, gradients=kernel != "walk")

@@ -52,7 +52,7 @@ def dispatched_experts(
     group = (expert + torch.arange(models, device=x.device)[:, None, None] * ffn.experts).flatten()
     own, order = group.sort(stable=True)
     inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
-    ends = chosen.sum(1).flatten().cumsum(0).int()
+    ends = chosen.sum(1, dtype=torch.long).flatten().cumsum(0).int()  # bf16 counts to 256
 
     more = -ffn.expert_width % (16 // x.element_size())  # units that are zero, and make rows 16 bytes long
 

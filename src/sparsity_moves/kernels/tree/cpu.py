@@ -23,6 +23,8 @@ from sparsity_moves.kernels.grouped import value_and_slope
 from sparsity_moves.model.feedforward import ACTIVATIONS
 from sparsity_moves.model.tree import level, open_nodes
 
+warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state", UserWarning)
+
 SHARED = 4
 """Top levels that `walk` computes whole, with at least as many tokens as..."""
 DOZENS = 32
@@ -31,11 +33,9 @@ DOZENS = 32
 
 def sampled(crow: Tensor, column: Tensor, start: Tensor, x: Tensor, w: Float[Tensor, "W D"]) -> Tensor:
     """start + x_i · w_j at the (i, j) of a sparse pattern; its rows are those of x."""
-    with warnings.catch_warnings():  # that CSR tensors are in beta
-        warnings.simplefilter("ignore", UserWarning)
-        pattern = torch.sparse_csr_tensor(crow, column, start, (len(x), len(w)), check_invariants=False)
-        found: Tensor = torch.sparse.sampled_addmm(pattern, x, w.T).values()
-        return found
+    pattern = torch.sparse_csr_tensor(crow, column, start, (len(x), len(w)), check_invariants=False)
+    found: Tensor = torch.sparse.sampled_addmm(pattern, x, w.T).values()
+    return found
 
 
 def walk(

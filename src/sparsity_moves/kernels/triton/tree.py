@@ -12,7 +12,7 @@ decided on sums in fp32, whatever the numbers' type.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -22,59 +22,19 @@ from torch import Tensor
 
 from sparsity_moves.kernels.triton.feedforward import CODES, _phi, _phi_slope
 from sparsity_moves.kernels.triton.linear import precision
-
-SHALLOW = 5
-"""Levels up to which a tree has no subtrees: it is its top."""
-TOKENS, DEEP, WIDE = 128, 64, 128
-"""Tokens a program, elements of a sum it takes at a time, and columns of the output."""
-CHUNK = 128
-"""Tokens that are counted at a time."""
-
-
-class Cut(NamedTuple):
-    """P trees of depth d below whose top levels hang subtrees of so many levels."""
-
-    trees: int
-    depth: int
-    top: int
-    below: int
-
-    @property
-    def nodes(self) -> int:
-        return (2 << self.depth) - 1
-
-    @property
-    def crown(self) -> int:
-        """Nodes of a tree's top."""
-        return (1 << self.top) - 1
-
-    @property
-    def subtrees(self) -> int:
-        return self.trees << self.top
-
-    @property
-    def columns(self) -> int:
-        """A subtree's nodes, and one column that stays empty."""
-        return 1 << self.below
-
-
-def cut(trees: int, depth: int) -> Cut:
-    """Where to cut: about half way, with subtrees of 15 to 63 nodes, which fill the tiles of a product."""
-    levels = depth + 1
-    below = 0 if levels <= SHALLOW else min(6, max(4, (levels + 1) // 2))
-    return Cut(trees, depth, levels - below, below)
-
-
-@triton.jit
-def _descend(right, column, LEVELS: tl.constexpr):
-    """The nodes on each row's path, and where it would go on; column i is node i, the root 1, and column 0 empty."""
-    node = tl.sum(right, axis=1) * 0 + 1
-    on = right != right
-    for _ in tl.static_range(LEVELS):
-        here = column[None, :] == node[:, None]
-        on = on | here
-        node = 2 * node + tl.sum(tl.where(here, right, 0), axis=1)
-    return on, node
+from sparsity_moves.kernels.triton.subtrees import (
+    DEEP,
+    TOKENS,
+    WIDE,
+    Cut,
+    Order,
+    _descend,
+    _respond,
+    _spread,
+    _weigh,
+    cut,
+    sort,
+)
 
 
 @triton.jit
@@ -93,211 +53,6 @@ def _walk_top(
     tl.store(value + place, tl.where(on, _phi(a, ACT), 0.0).to(value.dtype.element_ty), mask=inside)
     tl.store(slope + place, tl.where(on, _phi_slope(a, ACT), 0.0).to(slope.dtype.element_ty), mask=inside)
     tl.store(subtree + tree.to(tl.int64) * N + n, node - (1 << LEVELS), mask=n < N)
-
-
-@triton.jit
-def _count(subtree, counts, N, chunks, K: tl.constexpr, CHUNK: tl.constexpr):
-    """Tokens of each subtree, chunk by chunk."""
-    tree = tl.program_id(1).to(tl.int64)
-    n = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
-    key = tl.load(subtree + tree * N + n, mask=n < N, other=-1)
-    k = tl.arange(0, K)
-    found = tl.sum((key[:, None] == k[None, :]).to(tl.int32), axis=0)
-    tl.store(counts + (tree * K + k) * chunks + tl.program_id(0), found)
-
-
-@triton.jit
-def _place(subtree, starts, order, N, chunks, K: tl.constexpr, CHUNK: tl.constexpr):
-    """Each token to its place among those of its subtree, in the tokens' order."""
-    tree = tl.program_id(1).to(tl.int64)
-    n = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
-    key = tl.load(subtree + tree * N + n, mask=n < N, other=-1)
-    k = tl.arange(0, K)
-    mine = (key[:, None] == k[None, :]).to(tl.int32)
-    first = tl.load(starts + (tree * K + k) * chunks + tl.program_id(0))
-    place = tl.sum(mine * (tl.cumsum(mine, axis=0) - 1 + first[None, :]), axis=1)
-    tl.store(order + tree * N + place, n, mask=n < N)
-
-
-@triton.jit
-def _units(group, TOP: tl.constexpr, BELOW: tl.constexpr):
-    """Rows of the weights that a subtree's columns are; column 0 is none."""
-    column = tl.arange(0, 1 << BELOW)
-    level = tl.zeros((1 << BELOW,), tl.int32)
-    for n in tl.static_range(1, BELOW):
-        level += (column >= (1 << n)).to(tl.int32)
-    width = 1 << level
-    tree = group >> TOP
-    subtree = group - (tree << TOP)
-    unit = tree * ((1 << (TOP + BELOW)) - 1) + (width << TOP) - 1 + subtree * width + column - width
-    return unit.to(tl.int64), column
-
-
-@triton.jit
-def _respond(
-    x,
-    w,
-    bias,
-    value,
-    slope,
-    order,
-    group_of,
-    first_of,
-    bounds,
-    groups,
-    D: tl.constexpr,
-    TOP: tl.constexpr,
-    BELOW: tl.constexpr,
-    ACT: tl.constexpr,
-    BACKWARD: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BM: tl.constexpr,
-    BK: tl.constexpr,
-):
-    """A subtree's responses to some of its tokens, and their paths: φ(a) and φ'(a) on them, zero elsewhere.
-
-    Going back: the gradient of the responses, from that of the output and φ'(a).
-    """
-    group = tl.load(group_of + tl.program_id(0))
-    if group < groups:
-        place = (tl.load(first_of + tl.program_id(0)) + tl.arange(0, BM)).to(tl.int64)
-        inside = place < tl.load(bounds + group + 1)
-        row = tl.load(order + place, mask=inside, other=0).to(tl.int64)
-        unit, column = _units(group, TOP, BELOW)
-        a = tl.zeros((BM, 1 << BELOW), tl.float32)
-        for start in range(0, D, BK):
-            d = start + tl.arange(0, BK)
-            there = (d < D)[None, :]
-            tile = tl.load(x + row[:, None] * D + d[None, :], mask=inside[:, None] & there, other=0.0)
-            weight = tl.load(
-                w + unit[:, None] * D + d[None, :], mask=(column > 0)[:, None] & there, other=0.0
-            )
-            a = tl.dot(tile, tl.trans(weight), a, input_precision=PRECISION)
-        at = place[:, None] * (1 << BELOW) + column[None, :]
-        if BACKWARD:
-            s = tl.load(slope + at, mask=inside[:, None], other=0.0).to(tl.float32)
-            tl.store(value + at, (a * s).to(value.dtype.element_ty), mask=inside[:, None])
-        else:
-            a += tl.load(bias + unit, mask=column > 0, other=0.0).to(tl.float32)[None, :]
-            on, _ = _descend((a > 0).to(tl.int32), column, BELOW)
-            h = tl.where(on, _phi(a, ACT), 0.0).to(value.dtype.element_ty)
-            s = tl.where(on, _phi_slope(a, ACT), 0.0).to(slope.dtype.element_ty)
-            tl.store(value + at, h, mask=inside[:, None])
-            tl.store(slope + at, s, mask=inside[:, None])
-
-
-@triton.jit
-def _spread(
-    value,
-    w,
-    parts,
-    order,
-    group_of,
-    first_of,
-    bounds,
-    N,
-    groups,
-    D: tl.constexpr,
-    TOP: tl.constexpr,
-    BELOW: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BM: tl.constexpr,
-    BD: tl.constexpr,
-):
-    """What a subtree adds to some of its tokens: values times rows, into its tree's part of the sum."""
-    group = tl.load(group_of + tl.program_id(1))
-    if group < groups:
-        place = (tl.load(first_of + tl.program_id(1)) + tl.arange(0, BM)).to(tl.int64)
-        inside = place < tl.load(bounds + group + 1)
-        row = tl.load(order + place, mask=inside, other=0).to(tl.int64)
-        unit, column = _units(group, TOP, BELOW)
-        d = tl.program_id(0) * BD + tl.arange(0, BD)
-        there = (d < D)[None, :]
-        at = place[:, None] * (1 << BELOW) + column[None, :]
-        h = tl.load(value + at, mask=inside[:, None], other=0.0)
-        weight = tl.load(w + unit[:, None] * D + d[None, :], mask=(column > 0)[:, None] & there, other=0.0)
-        y = tl.dot(h, weight, input_precision=PRECISION)
-        out = parts + ((group >> TOP).to(tl.int64) * N + row)[:, None] * D + d[None, :]
-        tl.store(out, y.to(parts.dtype.element_ty), mask=inside[:, None] & there)
-
-
-@triton.jit
-def _weigh(
-    value,
-    x,
-    d_w,
-    d_bias,
-    order,
-    bounds,
-    D: tl.constexpr,
-    TOP: tl.constexpr,
-    BELOW: tl.constexpr,
-    BIASED: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BM: tl.constexpr,
-    BD: tl.constexpr,
-):
-    """The gradient of a subtree's rows: its values times its tokens, over all of them in their order."""
-    group = tl.program_id(1)
-    unit, column = _units(group, TOP, BELOW)
-    d = tl.program_id(0) * BD + tl.arange(0, BD)
-    there = (d < D)[None, :]
-    total = tl.zeros((1 << BELOW, BD), tl.float32)
-    total_bias = tl.zeros((1 << BELOW,), tl.float32)
-    end = tl.load(bounds + group + 1)
-    for start in range(tl.load(bounds + group), end, BM):
-        place = (start + tl.arange(0, BM)).to(tl.int64)
-        inside = place < end
-        row = tl.load(order + place, mask=inside, other=0).to(tl.int64)
-        at = place[:, None] * (1 << BELOW) + column[None, :]
-        h = tl.load(value + at, mask=inside[:, None], other=0.0)
-        tile = tl.load(x + row[:, None] * D + d[None, :], mask=inside[:, None] & there, other=0.0)
-        total = tl.dot(tl.trans(h), tile, total, input_precision=PRECISION)
-        if BIASED:
-            total_bias += tl.sum(h.to(tl.float32), axis=0)
-    mask = (column > 0)[:, None] & there
-    tl.store(d_w + unit[:, None] * D + d[None, :], total.to(d_w.dtype.element_ty), mask=mask)
-    if BIASED:
-        once = (column > 0) & (tl.program_id(0) == 0)
-        tl.store(d_bias + unit, total_bias.to(d_bias.dtype.element_ty), mask=once)
-
-
-class Order(NamedTuple):
-    """The tokens of every subtree, one subtree after another, and how they are cut for programs."""
-
-    order: Tensor
-    """Tokens, a tree after another, in each by subtree; int32 of P·N."""
-    bounds: Tensor
-    """Where each subtree's begin, and the end of the last."""
-    group_of: Tensor
-    """The subtree of each program's tokens; one past the last where a program has none."""
-    first_of: Tensor
-    """Where a program's tokens begin."""
-
-    def by_program(self) -> tuple[Tensor, ...]:
-        """As kernels take it."""
-        return self.order, self.group_of, self.first_of, self.bounds
-
-
-def sort(of: Cut, subtree: Tensor) -> Order:
-    """A stable counting sort of every tree's tokens by subtree; its sizes do not leave the device."""
-    trees, tokens = subtree.shape
-    keys, chunks = 1 << of.top, triton.cdiv(tokens, CHUNK)
-    counts = torch.empty(trees, keys * chunks, dtype=torch.int32, device=subtree.device)
-    _count[(chunks, trees)](subtree, counts, tokens, chunks, K=keys, CHUNK=CHUNK)
-    starts = counts.cumsum(1, dtype=torch.int32) - counts
-    order = torch.empty_like(subtree)
-    _place[(chunks, trees)](subtree, starts, order, tokens, chunks, K=keys, CHUNK=CHUNK)
-    first = torch.arange(trees, device=subtree.device, dtype=torch.int32)[:, None] * tokens
-    bounds = (starts.view(trees, keys, chunks)[..., 0] + first).flatten()
-    bounds = torch.cat([bounds, bounds.new_full((1,), trees * tokens)])
-    programs = (bounds.diff() + TOKENS - 1) // TOKENS
-    after = programs.cumsum(0)
-    number = torch.arange(trees * (triton.cdiv(tokens, TOKENS) + keys), device=subtree.device)
-    group = torch.searchsorted(after, number, right=True)
-    own = group.clamp(max=of.subtrees - 1)
-    begin = bounds[own] + (number - after[own] + programs[own]) * TOKENS
-    return Order(order.flatten(), bounds, group.int(), begin.int())
 
 
 def wide_product(x: Tensor, w: Tensor) -> Tensor:
@@ -322,7 +77,7 @@ class _Forest(torch.autograd.Function):
         responses = wide_product(x, w_in[top])
         value_top, slope_top = (torch.empty_like(responses, dtype=x.dtype) for _ in range(2))
         subtree = torch.empty(of.trees, tokens, dtype=torch.int32, device=x.device)
-        block = max(16, min(128, 4096 >> of.top))
+        block = max(16, min(128, 2048 >> of.top))
         _walk_top[(triton.cdiv(tokens, block), of.trees)](
             responses, b_in[top], value_top, slope_top, subtree, tokens, of.trees,
             LEVELS=of.top, ACT=CODES[activation], BLOCK=block,
@@ -336,7 +91,7 @@ class _Forest(torch.autograd.Function):
         _respond[(len(sorted_.group_of),)](
             x, w_in, b_in, value, slope, *sorted_.by_program(), of.subtrees,
             D=width, TOP=of.top, BELOW=of.below, ACT=CODES[activation], BACKWARD=False, PRECISION=ctx.precision,
-            BM=TOKENS, BK=DEEP,
+            BM=TOKENS, BK=DEEP, num_warps=of.warps,
         )  # fmt: skip
         ctx.save_for_backward(x, w_in, w_out, top, value_top, slope_top, value, slope, *sorted_)
         return summed(of, value_top, w_out[top], value, w_out, sorted_, ctx.precision)
@@ -357,7 +112,8 @@ class _Forest(torch.autograd.Function):
         d_below = torch.empty_like(value)
         _respond[(len(sorted_.group_of),)](
             upstream, w_out, w_out, d_below, slope, *sorted_.by_program(), of.subtrees,
-            D=width, TOP=of.top, BELOW=of.below, ACT=0, BACKWARD=True, PRECISION=ctx.precision, BM=TOKENS, BK=DEEP,
+            D=width, TOP=of.top, BELOW=of.below, ACT=0, BACKWARD=True, PRECISION=ctx.precision,
+            BM=TOKENS, BK=DEEP, num_warps=of.warps,
         )  # fmt: skip
         grid = (triton.cdiv(width, WIDE), of.subtrees)
         cutting = {"TOP": of.top, "BELOW": of.below, "PRECISION": ctx.precision, "BM": DEEP, "BD": WIDE}
