@@ -51,7 +51,7 @@ _SUFFIXES = {
     "gelu": "GELU",
     "silu": "SiLU",
 }
-_COUNTS = {"e": "{} experts", "d": "d = {}"}
+_COUNTS = {"e": "{} experts", "d": "d = {}", "height": "height {}"}
 
 
 def arm_style(arm: str) -> ArmStyle:
@@ -64,7 +64,7 @@ def arm_style(arm: str) -> ArmStyle:
         return ARMS[arm]
     base, _, suffix = arm.rpartition("_")
     style = arm_style(base) if base else None
-    count = re.fullmatch(r"([ed])(\d+)", suffix)
+    count = re.fullmatch(r"(e|d|height)(\d+)", suffix)
     words = _COUNTS[count[1]].format(count[2]) if count else _SUFFIXES.get(suffix)
     if style is None or words is None:
         raise KeyError(f"no arm is called {arm!r}")

@@ -19,7 +19,7 @@ from sparsity_moves.store import merge as merge_pack
 from sparsity_moves.store.shards import seconds as training_seconds
 
 if TYPE_CHECKING:
-    from sparsity_moves.studies import controls, engine, redistribution, sweep, sweeps
+    from sparsity_moves.studies import controls, engine, redistribution, sweep, sweeps, trees
     from sparsity_moves.studies.arms import ARMS, arm
     from sparsity_moves.studies.cost import training_flops
     from sparsity_moves.studies.keeping import kept
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 CHAPTERS = {"redistribution": ("redistribution", "sweep")}
 """Studies by the chapter that shows them."""
 
-_MODULES = ("controls", "engine", "redistribution", "sweep", "sweeps")
+_MODULES = ("controls", "engine", "redistribution", "sweep", "sweeps", "trees")
 _HOME = {"ARMS": "arms", "arm": "arms", "kept": "keeping", "training_flops": "cost"} | dict.fromkeys(
     ("Results", "Study", "results", "seeds", "tables"), "study"
 )
@@ -52,7 +52,7 @@ def store(profile: Profile) -> Store:
 
 
 def every(profile: Profile) -> list[Study]:
-    """All studies at their default settings: those of the chapters, and the controls and sweeps at full scale."""
+    """All studies at their default settings: those of the chapters, and controls, sweeps and trees at full scale."""
     found: list[Study] = [
         import_module(f"{__name__}.{name}").study(profile) for names in CHAPTERS.values() for name in names
     ]
@@ -60,6 +60,7 @@ def every(profile: Profile) -> list[Study]:
         found.append(import_module(f"{__name__}.controls").study(profile))
     if profile == "paper":
         found += import_module(f"{__name__}.sweeps").studies(profile)
+        found.append(import_module(f"{__name__}.trees").study(profile))
     return found
 
 
@@ -138,5 +139,6 @@ __all__ = [
     "sweeps",
     "tables",
     "training_flops",
+    "trees",
     "write_tables",
 ]
