@@ -8,7 +8,7 @@ node side by side: W_in is (W, D), as `torch.nn.Linear` keeps it. `masked` is it
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sparsity_moves.kernels.tree.cpu import grouped, walk
@@ -27,11 +27,13 @@ def masked(
     w_in: Float[Tensor, "W D"],
     b_in: Float[Tensor, " W"],
     w_out: Float[Tensor, "W D"],
+    *,
+    alive: Bool[Tensor, "P N"] | None = None,
 ) -> Float[Tensor, "N D"]:
-    """The reference: every node computed, and those off the path closed."""
+    """The reference: every node computed, and those off the path closed; `alive` are those left of a pruned layer."""
     p = {"w_in": w_in.T[None], "b_in": b_in[None], "w_out": w_out[None]}
     hidden = hidden_units(ffn, p, "", x[None])
-    gates = by_path(ffn, hidden[:, :, None]).gates[:, :, 0]
+    gates = by_path(ffn, hidden[:, :, None], None if alive is None else alive[None]).gates[:, :, 0]
     return combine(ffn, p, "", hidden, gates)[0]
 
 
