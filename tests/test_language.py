@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import sys
+
 import pytest
 import torch
 
 from sparsity_moves.errors import UserError
 from sparsity_moves.kernels.tree import masked
-from sparsity_moves.language import Trees, counting, mlps, usage, with_trees
+from sparsity_moves.language import Trees, counting, mlps, text, usage, with_trees
 from sparsity_moves.language.module import every
+from sparsity_moves.language.training import LanguageSpec, train, without
+from sparsity_moves.language.training import build as build_language
 from sparsity_moves.model import FeedForward
 
 transformers = pytest.importorskip("transformers", reason="an extra")
@@ -167,3 +172,115 @@ def test_layers_of_other_trees_and_other_shapes():
     assert "3 trees of depth 2, 11 of 23 units open" in repr(layer)
     with pytest.raises(UserError, match="is no tree"):
         Trees(8, FeedForward(8))
+
+
+# --- A small model of bytes -----------------------------------------------------------------------------------------
+
+QUICK = {
+    "d_model": 32,
+    "layers": 2,
+    "heads": 2,
+    "width": 120,
+    "length": 48,
+    "batch": 8,
+    "steps": 60,
+    "learning_rate": 1e-2,
+}
+KINDS = {"dense": {}, "moe": {}, "tree": {}, "tree_balanced": {"ffn": "tree", "nonlinearity": "sum"}}
+
+
+def spec_of(kind: str, **more) -> LanguageSpec:
+    return LanguageSpec(
+        **{"ffn": kind, **QUICK, "seed": 1, "evaluate_every": 30, "evaluation": 2, **KINDS[kind], **more}
+    )
+
+
+def test_stories_can_be_followed():
+    story = bytes(text.generated(3, 200).tolist()).decode()
+    found = re.findall(r"(\w+) has (\d) (\w+?)s?\. \1 gives (\d) to (\w+)\. \1 has (\d) \3s?\.", story)
+    assert len(found) == 200
+    assert all(int(had) - int(gave) == int(left) >= 1 and a != b for a, had, _, gave, b, left in found)
+    assert torch.equal(text.generated(3, 200), text.generated(3, 200))
+    assert not torch.equal(text.generated(4, 200)[:50], text.generated(3, 200)[:50])
+
+
+def test_windows_are_of_the_text_and_the_same_for_a_seed():
+    source = torch.arange(200, dtype=torch.uint8)
+    (first, second), again = text.windows(source, 5, 9, 1, 2), text.windows(source, 5, 9, 1, 1)
+    assert first.shape == (5, 9)
+    assert torch.equal(first.diff(dim=1), torch.ones(5, 8, dtype=torch.long))
+    assert torch.equal(first, next(again))
+    assert not torch.equal(first, second)
+    with pytest.raises(UserError, match="has no window of 300"):
+        next(text.windows(source, 1, 300, 0, 1))
+
+
+def test_wikitext_says_what_it_lacks(monkeypatch):
+    with pytest.raises(UserError, match="no split 'best'"):
+        text.wikitext("best")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match="needs the package `datasets`"):
+        text.wikitext("test")
+
+
+def test_wikitext_is_the_lines_in_their_order(monkeypatch):
+    class Stub:
+        @staticmethod
+        def load_dataset(*names, split):
+            assert names == ("Salesforce/wikitext", "wikitext-103-raw-v1")
+            return {"text": ["", f" = {split} = \n", "café\n"]}
+
+    monkeypatch.setitem(sys.modules, "datasets", Stub)
+    assert bytes(text.wikitext("test").tolist()).decode() == " = test = \ncafé\n"
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_model_of_bytes_learns_and_is_looked_at(kind):
+    _, rows = train(spec_of(kind), text.generated(0, 400), text.generated(1, 100))
+    assert [row["step"] for row in rows] == [0, 30, 60]
+    assert rows[-1]["tokens"] == 60 * 8 * 48
+    assert 200 < rows[0]["perplexity"] < 320, "at its start it knows nothing of 256 bytes"
+    assert rows[-1]["perplexity"] < rows[1]["perplexity"] < 16
+    for row in rows[1:]:
+        assert row["no_ffn_perplexity"] > row["perplexity"]
+        assert row["no_attention_perplexity"] > row["perplexity"]
+        assert (row["balance"] is not None) == (kind.startswith("tree"))
+    again, other = (
+        train(spec_of(kind, steps=5, seed=s), text.generated(0, 400), text.generated(1, 100))[1]
+        for s in (1, 2)
+    )
+    assert again[0] == rows[0]
+    assert other[-1]["perplexity"] != again[-1]["perplexity"]
+
+
+def test_all_kinds_share_their_size():
+    sizes = {kind: sum(p.numel() for p in build_language(spec_of(kind)).parameters()) for kind in KINDS}
+    assert max(sizes.values()) < 1.02 * min(sizes.values())
+    assert {kind: spec_of(kind).shape.open_blocks * spec_of(kind).shape.expert_width for kind in KINDS} == {
+        "dense": 120, "moe": 30, "tree": 32, "tree_balanced": 32
+    }  # fmt: skip
+
+
+def test_the_rest_of_the_model_starts_the_same():
+    dense, tree = (dict(build_language(spec_of(kind)).named_parameters()) for kind in ("dense", "tree"))
+    assert torch.equal(dense["gpt_neox.embed_in.weight"], tree["gpt_neox.embed_in.weight"])
+    assert torch.equal(
+        dense["gpt_neox.layers.1.attention.dense.weight"], tree["gpt_neox.layers.1.attention.dense.weight"]
+    )
+
+
+def test_without_its_ffns_a_model_is_one_whose_ffns_are_zero():
+    model = build_language(spec_of("dense")).eval()
+    tokens = torch.arange(40).view(2, 20)
+    with without(model, "ffn"):
+        found = model(tokens).logits
+    assert not torch.equal(found, model(tokens).logits), "and has them again afterwards"
+    for layer in model.gpt_neox.layers:
+        layer.mlp.dense_4h_to_h.weight.data.zero_()
+        layer.mlp.dense_4h_to_h.bias.data.zero_()
+    assert torch.equal(found, model(tokens).logits)
+
+
+def test_settings_that_are_none_are_refused():
+    with pytest.raises(UserError, match="no FFN is called 'sparse'"):
+        LanguageSpec(ffn="sparse", seed=0)
