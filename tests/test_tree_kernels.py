@@ -119,6 +119,18 @@ def test_with_every_activation(activation, kernel):
     check(kernel, ffn, layer(ffn, 40, 16))
 
 
+@pytest.mark.skipif("triton" not in KERNELS, reason="in the interpreter, or on a GPU")
+@pytest.mark.parametrize("shape", [(2, 6, 130, 16), (4, 7, 70, 40), (2, 8, 40, 16)], ids=str)
+def test_triton_takes_two_trees_together_where_there_are_many_tokens(shape, monkeypatch):
+    from sparsity_moves.kernels.triton import subtrees
+
+    monkeypatch.setattr(subtrees, "MANY", 0)
+    number, depth, tokens, d_model = shape
+    assert subtrees.cut(number, depth, tokens).band == 2
+    ffn = trees(number, depth)
+    check("triton", ffn, layer(ffn, tokens, d_model))
+
+
 @by_kernel
 @pytest.mark.parametrize("depth", [3, 6])
 def test_ties_go_left_everywhere(kernel, depth):

@@ -24,6 +24,10 @@ CHUNK = 128
 """Tokens that are counted at a time."""
 
 
+MANY = 4096
+"""Tokens from which two trees are taken together: with fewer, too few would meet the same two subtrees."""
+
+
 class Cut(NamedTuple):
     """P trees of depth d below whose top levels hang subtrees of so many levels."""
 
@@ -31,6 +35,8 @@ class Cut(NamedTuple):
     depth: int
     top: int
     below: int
+    band: int
+    """Neighbouring trees that are taken together: tokens that meet the same subtree of each are one group."""
 
     @property
     def nodes(self) -> int:
@@ -42,25 +48,36 @@ class Cut(NamedTuple):
         return (1 << self.top) - 1
 
     @property
-    def subtrees(self) -> int:
-        return self.trees << self.top
+    def bands(self) -> int:
+        return self.trees // self.band
+
+    @property
+    def groups(self) -> int:
+        """Choices of a subtree from every tree of a band, over all bands."""
+        return self.bands << self.top * self.band
 
     @property
     def columns(self) -> int:
-        """A subtree's nodes, and one column that stays empty."""
-        return 1 << self.below
+        """Nodes of a group's subtrees, each with one column before it that stays empty."""
+        return self.band << self.below
 
     @property
     def warps(self) -> int:
         """Of a program that holds the responses of all columns: with fewer they would not fit its registers."""
-        return 8 if self.below == 6 else 4
+        return 8 if self.columns > 32 else 4
 
 
-def cut(trees: int, depth: int) -> Cut:
-    """Where to cut: about half way, with subtrees of 15 to 63 nodes, which fill the tiles of a product."""
+def cut(trees: int, depth: int, tokens: int) -> Cut:
+    """Where to cut: about half way, with subtrees of 15 to 63 nodes, which fill the tiles of a product.
+
+    Each pass over the tokens costs their width in memory, and so does each part of the output: of many trees that are
+    not too deep two are taken together, with tops of three levels, so that 64 groups share a pass.
+    """
     levels = depth + 1
+    if tokens >= MANY and trees % 2 == 0 and 7 <= levels <= 9:
+        return Cut(trees, depth, 3, levels - 3, 2)
     below = 0 if levels <= SHALLOW else min(6, max(4, (levels + 1) // 2))
-    return Cut(trees, depth, levels - below, below)
+    return Cut(trees, depth, levels - below, below, 1)
 
 
 @triton.jit
@@ -87,7 +104,7 @@ def _count(subtree, counts, N, chunks, K: tl.constexpr, CHUNK: tl.constexpr):
 
 
 @triton.jit
-def _place(subtree, starts, order, N, chunks, K: tl.constexpr, CHUNK: tl.constexpr):
+def _place(subtree, starts, order, place_of, N, chunks, K: tl.constexpr, CHUNK: tl.constexpr):
     """Each token to its place among those of its subtree, in the tokens' order."""
     tree = tl.program_id(1).to(tl.int64)
     n = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
@@ -97,20 +114,24 @@ def _place(subtree, starts, order, N, chunks, K: tl.constexpr, CHUNK: tl.constex
     first = tl.load(starts + (tree * K + k) * chunks + tl.program_id(0))
     place = tl.sum(mine * (tl.cumsum(mine, axis=0) - 1 + first[None, :]), axis=1)
     tl.store(order + tree * N + place, n, mask=n < N)
+    tl.store(place_of + tree * N + n, tree * N + place, mask=n < N)
 
 
 @triton.jit
-def _units(group, TOP: tl.constexpr, BELOW: tl.constexpr):
-    """Rows of the weights that a subtree's columns are; column 0 is none."""
-    column = tl.arange(0, 1 << BELOW)
-    level = tl.zeros((1 << BELOW,), tl.int32)
+def _units(group, TOP: tl.constexpr, BELOW: tl.constexpr, BAND: tl.constexpr):
+    """Rows of the weights that a group's columns are, and which columns are any: node 0 of a subtree is none."""
+    column = tl.arange(0, BAND << BELOW)
+    own = column >> BELOW
+    node = column & ((1 << BELOW) - 1)
+    level = tl.zeros((BAND << BELOW,), tl.int32)
     for n in tl.static_range(1, BELOW):
-        level += (column >= (1 << n)).to(tl.int32)
+        level += (node >= (1 << n)).to(tl.int32)
     width = 1 << level
-    tree = group >> TOP
-    subtree = group - (tree << TOP)
-    unit = tree * ((1 << (TOP + BELOW)) - 1) + (width << TOP) - 1 + subtree * width + column - width
-    return unit.to(tl.int64), column
+    band = group >> (TOP * BAND)
+    subtree = (group >> ((BAND - 1 - own) * TOP)) & ((1 << TOP) - 1)
+    tree = band * BAND + own
+    unit = tree * ((1 << (TOP + BELOW)) - 1) + (width << TOP) - 1 + subtree * width + node - width
+    return unit.to(tl.int64), node > 0
 
 
 @triton.jit
@@ -128,6 +149,7 @@ def _respond(
     D: tl.constexpr,
     TOP: tl.constexpr,
     BELOW: tl.constexpr,
+    BAND: tl.constexpr,
     ACT: tl.constexpr,
     BACKWARD: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -143,23 +165,26 @@ def _respond(
         place = (tl.load(first_of + tl.program_id(0)) + tl.arange(0, BM)).to(tl.int64)
         inside = place < tl.load(bounds + group + 1)
         row = tl.load(order + place, mask=inside, other=0).to(tl.int64)
-        unit, column = _units(group, TOP, BELOW)
-        a = tl.zeros((BM, 1 << BELOW), tl.float32)
+        unit, some = _units(group, TOP, BELOW, BAND)
+        column = tl.arange(0, BAND << BELOW)
+        a = tl.zeros((BM, BAND << BELOW), tl.float32)
         for start in range(0, D, BK):
             d = start + tl.arange(0, BK)
             there = (d < D)[None, :]
             tile = tl.load(x + row[:, None] * D + d[None, :], mask=inside[:, None] & there, other=0.0)
-            weight = tl.load(
-                w + unit[:, None] * D + d[None, :], mask=(column > 0)[:, None] & there, other=0.0
-            )
+            weight = tl.load(w + unit[:, None] * D + d[None, :], mask=some[:, None] & there, other=0.0)
             a = tl.dot(tile, tl.trans(weight), a, input_precision=PRECISION)
-        at = place[:, None] * (1 << BELOW) + column[None, :]
+        at = place[:, None] * (BAND << BELOW) + column[None, :]
         if BACKWARD:
             s = tl.load(slope + at, mask=inside[:, None], other=0.0).to(tl.float32)
             tl.store(value + at, (a * s).to(value.dtype.element_ty), mask=inside[:, None])
         else:
-            a += tl.load(bias + unit, mask=column > 0, other=0.0).to(tl.float32)[None, :]
-            on, _ = _descend((a > 0).to(tl.int32), column, BELOW)
+            a += tl.load(bias + unit, mask=some, other=0.0).to(tl.float32)[None, :]
+            right = (a > 0).to(tl.int32)
+            on = right != right
+            for tree in tl.static_range(BAND):
+                path, _ = _descend(right, column - (tree << BELOW), BELOW)
+                on = on | path
             h = tl.where(on, _phi(a, ACT), 0.0).to(value.dtype.element_ty)
             s = tl.where(on, _phi_slope(a, ACT), 0.0).to(slope.dtype.element_ty)
             tl.store(value + at, h, mask=inside[:, None])
@@ -180,6 +205,7 @@ def _spread(
     D: tl.constexpr,
     TOP: tl.constexpr,
     BELOW: tl.constexpr,
+    BAND: tl.constexpr,
     PRECISION: tl.constexpr,
     BM: tl.constexpr,
     BD: tl.constexpr,
@@ -190,14 +216,14 @@ def _spread(
         place = (tl.load(first_of + tl.program_id(1)) + tl.arange(0, BM)).to(tl.int64)
         inside = place < tl.load(bounds + group + 1)
         row = tl.load(order + place, mask=inside, other=0).to(tl.int64)
-        unit, column = _units(group, TOP, BELOW)
+        unit, some = _units(group, TOP, BELOW, BAND)
         d = tl.program_id(0) * BD + tl.arange(0, BD)
         there = (d < D)[None, :]
-        at = place[:, None] * (1 << BELOW) + column[None, :]
+        at = place[:, None] * (BAND << BELOW) + tl.arange(0, BAND << BELOW)[None, :]
         h = tl.load(value + at, mask=inside[:, None], other=0.0)
-        weight = tl.load(w + unit[:, None] * D + d[None, :], mask=(column > 0)[:, None] & there, other=0.0)
+        weight = tl.load(w + unit[:, None] * D + d[None, :], mask=some[:, None] & there, other=0.0)
         y = tl.dot(h, weight, input_precision=PRECISION)
-        out = parts + ((group >> TOP).to(tl.int64) * N + row)[:, None] * D + d[None, :]
+        out = parts + ((group >> (TOP * BAND)).to(tl.int64) * N + row)[:, None] * D + d[None, :]
         tl.store(out, y.to(parts.dtype.element_ty), mask=inside[:, None] & there)
 
 
@@ -207,11 +233,14 @@ def _weigh(
     x,
     d_w,
     d_bias,
+    place_of,
     order,
     bounds,
+    N,
     D: tl.constexpr,
     TOP: tl.constexpr,
     BELOW: tl.constexpr,
+    BAND: tl.constexpr,
     BIASED: tl.constexpr,
     PRECISION: tl.constexpr,
     BM: tl.constexpr,
@@ -219,7 +248,9 @@ def _weigh(
 ):
     """The gradient of a subtree's rows: its values times its tokens, over all of them in their order."""
     group = tl.program_id(1)
-    unit, column = _units(group, TOP, BELOW)
+    tree = group >> TOP
+    unit, some = _units(group, TOP, BELOW, 1)
+    column = ((tree % BAND) << BELOW) + tl.arange(0, 1 << BELOW)
     d = tl.program_id(0) * BD + tl.arange(0, BD)
     there = (d < D)[None, :]
     total = tl.zeros((1 << BELOW, BD), tl.float32)
@@ -229,28 +260,31 @@ def _weigh(
         place = (start + tl.arange(0, BM)).to(tl.int64)
         inside = place < end
         row = tl.load(order + place, mask=inside, other=0).to(tl.int64)
-        at = place[:, None] * (1 << BELOW) + column[None, :]
+        kept = tl.load(place_of + (tree // BAND).to(tl.int64) * N + row, mask=inside, other=0).to(tl.int64)
+        at = kept[:, None] * (BAND << BELOW) + column[None, :]
         h = tl.load(value + at, mask=inside[:, None], other=0.0)
         tile = tl.load(x + row[:, None] * D + d[None, :], mask=inside[:, None] & there, other=0.0)
         total = tl.dot(tl.trans(h), tile, total, input_precision=PRECISION)
         if BIASED:
             total_bias += tl.sum(h.to(tl.float32), axis=0)
-    mask = (column > 0)[:, None] & there
+    mask = some[:, None] & there
     tl.store(d_w + unit[:, None] * D + d[None, :], total.to(d_w.dtype.element_ty), mask=mask)
     if BIASED:
-        once = (column > 0) & (tl.program_id(0) == 0)
+        once = some & (tl.program_id(0) == 0)
         tl.store(d_bias + unit, total_bias.to(d_bias.dtype.element_ty), mask=once)
 
 
 class Order(NamedTuple):
-    """The tokens of every subtree, one subtree after another, and how they are cut for programs."""
+    """The tokens of every group, one group after another, and how they are cut for programs."""
 
     order: Tensor
-    """Tokens, a tree after another, in each by subtree; int32 of P·N."""
+    """Tokens, one tree or band after another, in each by group; int32 of P·N."""
+    place_of: Tensor
+    """Where each token is in it; its inverse."""
     bounds: Tensor
-    """Where each subtree's begin, and the end of the last."""
+    """Where each group's begin, and the end of the last."""
     group_of: Tensor
-    """The subtree of each program's tokens; one past the last where a program has none."""
+    """The group of each program's tokens; one past the last where a program has none."""
     first_of: Tensor
     """Where a program's tokens begin."""
 
@@ -259,22 +293,32 @@ class Order(NamedTuple):
         return self.order, self.group_of, self.first_of, self.bounds
 
 
-def sort(of: Cut, subtree: Tensor) -> Order:
-    """A stable counting sort of every tree's tokens by subtree; its sizes do not leave the device."""
-    trees, tokens = subtree.shape
-    keys, chunks = 1 << of.top, triton.cdiv(tokens, CHUNK)
-    counts = torch.empty(trees, keys * chunks, dtype=torch.int32, device=subtree.device)
-    _count[(chunks, trees)](subtree, counts, tokens, chunks, K=keys, CHUNK=CHUNK)
+def sort(key: Tensor, keys: int) -> Order:
+    """A stable counting sort of every row's tokens by their key, below `keys`; its sizes do not leave the device."""
+    trees, tokens = key.shape
+    chunks = triton.cdiv(tokens, CHUNK)
+    counts = torch.empty(trees, keys * chunks, dtype=torch.int32, device=key.device)
+    _count[(chunks, trees)](key, counts, tokens, chunks, K=keys, CHUNK=CHUNK)
     starts = counts.cumsum(1, dtype=torch.int32) - counts
-    order = torch.empty_like(subtree)
-    _place[(chunks, trees)](subtree, starts, order, tokens, chunks, K=keys, CHUNK=CHUNK)
-    first = torch.arange(trees, device=subtree.device, dtype=torch.int32)[:, None] * tokens
+    order, place_of = torch.empty_like(key), torch.empty_like(key)
+    _place[(chunks, trees)](key, starts, order, place_of, tokens, chunks, K=keys, CHUNK=CHUNK)
+    first = torch.arange(trees, device=key.device, dtype=torch.int32)[:, None] * tokens
     bounds = (starts.view(trees, keys, chunks)[..., 0] + first).flatten()
     bounds = torch.cat([bounds, bounds.new_full((1,), trees * tokens)])
     programs = (bounds.diff() + TOKENS - 1) // TOKENS
     after = programs.cumsum(0)
-    number = torch.arange(trees * (triton.cdiv(tokens, TOKENS) + keys), device=subtree.device)
+    number = torch.arange(trees * (triton.cdiv(tokens, TOKENS) + keys), device=key.device)
     group = torch.searchsorted(after, number, right=True)
-    own = group.clamp(max=of.subtrees - 1)
+    own = group.clamp(max=trees * keys - 1)
     begin = bounds[own] + (number - after[own] + programs[own]) * TOKENS
-    return Order(order.flatten(), bounds, group.int(), begin.int())
+    return Order(order.flatten(), place_of.flatten(), bounds, group.int(), begin.int())
+
+
+def sort_twice(of: Cut, subtree: Tensor) -> tuple[Order, Order]:
+    """By groups of bands, and by every tree's own subtrees; the same where a band is one tree."""
+    own = sort(subtree, 1 << of.top)
+    if of.band == 1:
+        return own, own
+    shift = torch.arange(of.band - 1, -1, -1, device=subtree.device, dtype=torch.int32)[:, None] * of.top
+    key = (subtree.view(of.bands, of.band, -1) << shift).sum(1, dtype=torch.int32)
+    return sort(key, 1 << of.top * of.band), own

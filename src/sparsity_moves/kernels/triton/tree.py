@@ -33,7 +33,7 @@ from sparsity_moves.kernels.triton.subtrees import (
     _spread,
     _weigh,
     cut,
-    sort,
+    sort_twice,
 )
 
 
@@ -71,7 +71,7 @@ class _Forest(torch.autograd.Function):
     ) -> Tensor:
         x, w_in, b_in, w_out = (t.contiguous() for t in (x, w_in, b_in, w_out))
         tokens, width = x.shape
-        of = cut(len(w_in) // ((2 << depth) - 1), depth)
+        of = cut(len(w_in) // ((2 << depth) - 1), depth, tokens)
         crown = torch.arange(of.crown, device=x.device)
         top = (torch.arange(of.trees, device=x.device)[:, None] * of.nodes + crown).flatten()
         responses = wide_product(x, w_in[top])
@@ -86,14 +86,14 @@ class _Forest(torch.autograd.Function):
         if not of.below:
             ctx.save_for_backward(x, w_in, w_out, top, value_top, slope_top)
             return value_top @ w_out[top]
-        sorted_ = sort(of, subtree)
-        value, slope = (x.new_empty(of.trees * tokens, of.columns) for _ in range(2))
+        sorted_, by_tree = sort_twice(of, subtree)
+        value, slope = (x.new_empty(of.bands * tokens, of.columns) for _ in range(2))
         _respond[(len(sorted_.group_of),)](
-            x, w_in, b_in, value, slope, *sorted_.by_program(), of.subtrees,
-            D=width, TOP=of.top, BELOW=of.below, ACT=CODES[activation], BACKWARD=False, PRECISION=ctx.precision,
-            BM=TOKENS, BK=DEEP, num_warps=of.warps,
+            x, w_in, b_in, value, slope, *sorted_.by_program(), of.groups,
+            D=width, TOP=of.top, BELOW=of.below, BAND=of.band, ACT=CODES[activation], BACKWARD=False,
+            PRECISION=ctx.precision, BM=TOKENS, BK=DEEP, num_warps=of.warps,
         )  # fmt: skip
-        ctx.save_for_backward(x, w_in, w_out, top, value_top, slope_top, value, slope, *sorted_)
+        ctx.save_for_backward(x, w_in, w_out, top, value_top, slope_top, value, slope, *sorted_, *by_tree)
         return summed(of, value_top, w_out[top], value, w_out, sorted_, ctx.precision)
 
     @staticmethod
@@ -107,20 +107,30 @@ class _Forest(torch.autograd.Function):
         d_b_in[top] = d_top.sum(0)
         if not of.below:
             return d_top @ w_in[top], d_w_in, d_b_in, d_w_out, None, None
-        value, slope, sorted_ = below[0], below[1], Order(*below[2:])
+        value, slope, sorted_ = below[0], below[1], Order(*below[2:7])
+        by_tree = Order(*below[7:])
         width = x.shape[1]
         d_below = torch.empty_like(value)
         _respond[(len(sorted_.group_of),)](
-            upstream, w_out, w_out, d_below, slope, *sorted_.by_program(), of.subtrees,
-            D=width, TOP=of.top, BELOW=of.below, ACT=0, BACKWARD=True, PRECISION=ctx.precision,
+            upstream, w_out, w_out, d_below, slope, *sorted_.by_program(), of.groups,
+            D=width, TOP=of.top, BELOW=of.below, BAND=of.band, ACT=0, BACKWARD=True, PRECISION=ctx.precision,
             BM=TOKENS, BK=DEEP, num_warps=of.warps,
         )  # fmt: skip
-        grid = (triton.cdiv(width, WIDE), of.subtrees)
-        cutting = {"TOP": of.top, "BELOW": of.below, "PRECISION": ctx.precision, "BM": DEEP, "BD": WIDE}
+        grid = (triton.cdiv(width, WIDE), of.trees << of.top)
+        cutting = {
+            "D": width,
+            "TOP": of.top,
+            "BELOW": of.below,
+            "BAND": of.band,
+            "PRECISION": ctx.precision,
+            "BM": DEEP,
+            "BD": WIDE,
+        }
         for values, rows, d_w, biased in ((d_below, x, d_w_in, True), (value, upstream, d_w_out, False)):
             _weigh[grid](
-                values, rows, d_w, d_b_in, sorted_.order, sorted_.bounds, D=width, BIASED=biased, **cutting
-            )
+                values, rows, d_w, d_b_in, sorted_.place_of, by_tree.order, by_tree.bounds, len(x),
+                BIASED=biased, **cutting,
+            )  # fmt: skip
         d_x = summed(of, d_top, w_in[top], d_below, w_in, sorted_, ctx.precision)
         return d_x, d_w_in, d_b_in, d_w_out, None, None
 
@@ -128,13 +138,13 @@ class _Forest(torch.autograd.Function):
 def summed(
     of: Cut, value_top: Tensor, w_top: Tensor, value: Tensor, w: Tensor, sorted_: Order, rounding: str
 ) -> Tensor:
-    """What the top and every tree's subtrees add to each token, each apart, then added up in this order."""
+    """What every band's subtrees and the top add to each token, each apart, then added up in this order."""
     tokens, width = len(value_top), w.shape[1]
-    parts = w.new_empty(of.trees + 1, tokens, width)
+    parts = w.new_empty(of.bands + 1, tokens, width)
     torch.mm(value_top, w_top, out=parts[-1])
     _spread[(triton.cdiv(width, WIDE), len(sorted_.group_of))](
-        value, w, parts, *sorted_.by_program(), tokens, of.subtrees,
-        D=width, TOP=of.top, BELOW=of.below, PRECISION=rounding, BM=TOKENS, BD=WIDE, num_warps=8,
+        value, w, parts, *sorted_.by_program(), tokens, of.groups,
+        D=width, TOP=of.top, BELOW=of.below, BAND=of.band, PRECISION=rounding, BM=TOKENS, BD=WIDE, num_warps=8,
     )  # fmt: skip
     return parts.sum(0)
 
