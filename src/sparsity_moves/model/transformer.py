@@ -44,6 +44,10 @@ class Kernels:
     """Queries, keys and values (M, S, 3D) of table rows or tokens, index, neighbouring positions, length, heads,
     causal: mixtures (M, B, P, H, K)."""
     route: Route | None = None
+    glance: Callable[..., tuple[Tensor, Tensor]] | None = None
+    """Probabilities and choices of a router (M, B, P, E) at neighbouring positions whose stream nobody wants, in a
+    first layer without norm: from Q, K, V tables, each row's own scores (M, S, E), the output matrix times the
+    router (M, D, E), index, positions, heads, causal and k."""
     feed_forward: Callable[[FeedForward, Parameters, str, Tensor, Routing | None], Tensor] | None = None
     """The FFN's output from its settings, the parameters and their prefix, x (M, N, D) and the routing."""
 
@@ -156,7 +160,13 @@ def forward(
     index = torch.arange(len(everywhere), device=tokens.device) * task.vocabulary + tokens
     by_table = not {"embedding", "0.pattern"} & set(edits)
     short = architecture.depth == 1 and by_table  # then nobody looks at the stream at other positions
-    held = tuple(sorted({*asked, *balance_positions})) if short else everywhere
+    glanced = tuple(position for position in balance_positions if position not in asked)
+    if kernels.glance is None or not (short and glanced and neighbours(glanced) and ffn.scores) or edits:
+        glanced = ()
+    if "0.ffn.norm" in p:
+        glanced = ()
+    streamed = tuple(position for position in balance_positions if position not in glanced)
+    held = tuple(sorted({*asked, *streamed})) if short else everywhere
     if kernels.lookup is not None and neighbours(held):
         embedding = kernels.lookup(table, index, held)
     else:
@@ -167,7 +177,7 @@ def forward(
         name = f"{number}."
         last = number == architecture.depth - 1
         answer = asked if last else everywhere
-        needed = tuple(sorted({*answer, *balance_positions}))
+        needed = tuple(sorted({*answer, *streamed}))
 
         weight = p[name + "attention.qkv"]
         from_table = number == 0 and by_table
@@ -210,7 +220,16 @@ def forward(
             answering = pick(stream, answer, needed)
         if routing is not None:
             if balance_positions:
-                balance = balance + balance_loss(ffn, routing.at(balance_positions, needed))
+                seen_by_router = routing.at(streamed, needed)
+                if glanced and kernels.glance is not None:
+                    router = p[name + "ffn.router"]
+                    own, reading = (table + out[1][:, None]) @ router, out[0] @ router
+                    told = kernels.glance(
+                        projected, own, reading, index, positions=glanced, heads=architecture.heads,
+                        causal=task.causal, top_k=ffn.top_k,
+                    )  # fmt: skip
+                    seen_by_router = seen_by_router.and_at(*told)
+                balance = balance + balance_loss(ffn, seen_by_router)
             routing = routing.at(answer, needed)
             routing = routing._replace(gates=edited(name + "gates", routing.gates))
         residual = answering if plain else pick(residual, answer, needed)

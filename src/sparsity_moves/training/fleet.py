@@ -131,6 +131,8 @@ class Fleet:
             self.dropout.at(self.steps_done)
         if self.device.type == "cuda":
             if self.recording is None:
+                always = None if self.spec.batch or self.spec.redraw_every else tokens
+                self.kernels = kernels.choose(self.architecture, self.device, always)
                 changing = [self.flat, *self.moments.values()]
                 self.recording = Recording(self.update, changing, tokens, targets, self.spec.precision)
             entropy = self.recording.replay(tokens, targets)
@@ -279,7 +281,7 @@ def train(
         picks = None if picks is None else picks.to(fleet.device)
         ledger.note(step, loss, *look(fleet.spec, fleet.parameters, sequences, picks, fleet.kernels))
         if fleet.device.type == "cuda":
-            torch.cuda.synchronize()  # or the progress told would be that of the launches
+            torch.cuda.current_stream().synchronize()  # or the progress told would be that of the launches
         if keep is not None and step < fleet.spec.steps and time.monotonic() - kept >= keep_every:
             keep(fleet.state() | ledger.state())
             kept = time.monotonic()

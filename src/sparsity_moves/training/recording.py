@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+_ONE_AT_A_TIME = threading.Lock()
+"""Fleets may train in threads side by side; a device records for one of them at a time."""
 
 
 class Recording:
@@ -26,6 +30,17 @@ class Recording:
         targets: Tensor,
         precision: str,
     ) -> None:
+        with _ONE_AT_A_TIME:
+            self._record(step, state, tokens, targets, precision)
+
+    def _record(
+        self,
+        step: Callable[[Tensor, Tensor], Tensor],
+        state: list[Tensor],
+        tokens: Tensor,
+        targets: Tensor,
+        precision: str,
+    ) -> None:
         self.given: tuple[Tensor, Tensor] | None = None
         self.tokens, self.targets = tokens.clone(), targets.clone()
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
@@ -39,7 +54,7 @@ class Recording:
         for tensor, value in zip(state, before, strict=True):
             tensor.copy_(value)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        with torch.cuda.graph(self.graph, stream=side, capture_error_mode="thread_local"):
             self.result = step(self.tokens, self.targets)
 
     def replay(self, tokens: Tensor, targets: Tensor) -> Tensor:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
@@ -70,6 +72,42 @@ def unfinished(shard: Shard, store: Store) -> Unfinished:
     return Unfinished(store.root, shard.spec_ids, about)
 
 
+class _OnePrecision:
+    """Fleets in one process at once are of one precision: it is a setting of the whole process."""
+
+    def __init__(self) -> None:
+        self.changed, self.now, self.inside = threading.Condition(), "", 0
+
+    @contextmanager
+    def __call__(self, precision: str) -> Iterator[None]:
+        with self.changed:
+            self.changed.wait_for(lambda: not self.inside or self.now == precision)
+            self.now, self.inside = precision, self.inside + 1
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.inside -= 1
+                self.changed.notify_all()
+
+
+_one_precision = _OnePrecision()
+
+
+def train_and_store(
+    shard: Shard,
+    store: Store,
+    checkpoints: Collection[str] | None,
+    keep_every: float,
+    tell: Callable[[float | str], None],
+) -> None:
+    """Train, measure and store one shard; `tell` hears the share done, and sentences."""
+    left = unfinished(shard, store)
+    for spec_id, files in train_shard(shard, checkpoints, tell, 0.2, left, keep_every, tell):
+        store.put(spec_id, files)
+    left.remove()
+
+
 def train_shard(
     shard: Shard,
     checkpoints: Collection[str] | None,
@@ -109,8 +147,9 @@ def train_shard(
 
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    runs = train(list(shard.specs), device, progress, start=start, keep=keep, keep_every=keep_every)
-    rows = measure(runs, device)
+    with _one_precision(shard.specs[0].precision):
+        runs = train(list(shard.specs), device, progress, start=start, keep=keep, keep_every=keep_every)
+        rows = measure(runs, device)
     about = {
         **circumstances(),
         "shard_models": len(runs),
