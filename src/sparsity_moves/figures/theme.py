@@ -59,6 +59,7 @@ _SUFFIXES = {
     r"d(\d+)": "d = {}",
     r"top(\d+)": "top-{}",
     r"depth(\d+)": "{} layers",
+    r"height(\d+)": "height {}",
     r"b([\d.]+)": "balance weight {}",
     r"wd([\d.]+)": "weight decay {}",
     r"dropout([\d.]+)": "dropout {}",

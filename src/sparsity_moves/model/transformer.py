@@ -21,6 +21,7 @@ from sparsity_moves.model.architecture import Architecture, FeedForward, Paramet
 from sparsity_moves.model.attention import attend_by_table, attention_pattern, later, mix, rows
 from sparsity_moves.model.feedforward import combine, hidden_units
 from sparsity_moves.model.routing import Routing, balance_loss, by_hash, by_score, pick
+from sparsity_moves.model.tree import by_path
 
 Edit = Callable[[Tensor], Tensor]
 """Takes what a component computed, gives what is used in its place; the shape stays."""
@@ -91,7 +92,9 @@ class Trace:
 
 
 def components(architecture: Architecture) -> tuple[str, ...]:
-    """The names an edit can have; only experts have gates. `heads` is every head's mixture: (M, B, R, H, d_head)."""
+    """The names an edit can have; only experts and trees have gates.
+
+    `heads` is every head's mixture: (M, B, R, H, d_head)."""
     gates = () if architecture.ffn.router == "none" else ("gates",)
     parts = ("pattern", "heads", "attention", "hidden", *gates, "ffn")
     return ("embedding", *(f"{layer}.{part}" for layer in range(architecture.depth) for part in parts))
@@ -212,7 +215,7 @@ def forward(
         else:
             if ffn.scores:
                 routing = by_score(ffn, p[name + "ffn.router"], stream)
-            elif ffn.router != "none":
+            elif ffn.router.startswith("hash"):
                 routing = by_hash(architecture, p[name + "ffn.hash"], tokens, needed, stream.dtype)
             answering = pick(stream, answer, needed)
         if routing is not None:
@@ -233,10 +236,15 @@ def forward(
         shape = residual.shape[1:3]
         flat = answering.flatten(1, 2)
         units = None
-        if kernels.feed_forward is not None and name + "hidden" not in edits:
+        tree = ffn.router == "tree"
+        if kernels.feed_forward is not None and not tree and name + "hidden" not in edits:
             output = kernels.feed_forward(ffn, p, name + "ffn.", flat, routing)
         else:
-            units = edited(name + "hidden", hidden_units(ffn, p, name + "ffn.", flat).unflatten(1, shape))
+            units = hidden_units(ffn, p, name + "ffn.", flat).unflatten(1, shape)
+            if tree:
+                routing = by_path(ffn, units, p.get(name + "ffn.alive"))
+                routing = routing._replace(gates=edited(name + "gates", routing.gates))
+            units = edited(name + "hidden", units)
             gates = None if routing is None else routing.gates.flatten(1, 2)
             output = combine(ffn, p, name + "ffn.", units.flatten(1, 2), gates)
         output = edited(name + "ffn", output.unflatten(1, shape))
