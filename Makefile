@@ -16,7 +16,7 @@ GIVEN = $(if $(filter-out file default undefined,$(origin PROFILE)),--profile $(
         $(if $(TOP_K),--top-k $(TOP_K)) $(if $(SEEDS),--seeds $(SEEDS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test paper lab chapter bench clean
+.PHONY: help setup book test paper lab chapter bench wasm clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ chapter: $(READY)  ## rerun one chapter: make chapter NAME=redistribution EXPERT
 
 bench: $(READY)  ## measure the speed of training against a plain loop (ARGS=--peers: against JAX and others too)
 	@$(BIN)/sparsity-moves bench $(ARGS)
+
+wasm: $(TESTS)  ## compile the live lab's trainer from C again
+	@$(BIN)/python -m sparsity_moves.widgets.lab.build
 
 clean:  ## remove what was built; trained models and the environment stay
 	rm -rf _build .pytest_cache .mypy_cache .ruff_cache

@@ -62,6 +62,21 @@ def hash_expert(architecture, table: Tensor, sequence: list[int], position: int)
     return (sum(codes) + codes[position]) % experts
 
 
+def walk(ffn, p: dict[str, Tensor], f: str, token: Tensor) -> list[int]:
+    """The units that a token uses: those always on, and of each tree, from its root, down to a leaf."""
+    units = list(range(ffn.always_on))
+    for root in range(ffn.always_on, ffn.width, 2 ** (ffn.tree_depth + 1) - 1):
+        node = 0
+        for _ in range(ffn.tree_depth + 1):
+            unit = root + node
+            units.append(unit)
+            right = (
+                float(token.detach() @ p[f + ".w_in"][:, unit].detach() + p[f + ".b_in"][unit].detach()) > 0
+            )
+            node = 2 * node + (2 if right else 1)
+    return units
+
+
 def forward(architecture, p: dict[str, Tensor], tokens: Tensor, edits: Edits | None = None) -> Answer:
     """All positions of all sequences through one model. An edit sees (B, T, ...), as in `Answer.parts`."""
     edits, parts, routed = edits or {}, {}, []
@@ -108,6 +123,8 @@ def forward(architecture, p: dict[str, Tensor], tokens: Tensor, edits: Edits | N
                 token = z[b, t][None]
                 if ffn.router == "none":
                     weight = {0: torch.ones((), dtype=x.dtype)}
+                elif ffn.router == "tree":
+                    weight = {u: torch.ones((), dtype=x.dtype) for u in walk(ffn, p, f, token[0])}
                 elif ffn.router.startswith("hash"):
                     weight = {
                         hash_expert(architecture, p[f + ".hash"], tokens[b].tolist(), t): torch.ones(
@@ -128,7 +145,7 @@ def forward(architecture, p: dict[str, Tensor], tokens: Tensor, edits: Edits | N
                     probabilities.append(share)
                     chosen.append(torch.tensor([float(i in best) for i in range(ffn.experts)], dtype=x.dtype))
                 units = []
-                for i in range(ffn.experts):
+                for i in range(ffn.blocks):
                     own = slice(i * ffn.expert_width, (i + 1) * ffn.expert_width)
                     if i not in weight and f"{layer}.gates" not in edits:
                         units.append(torch.zeros(ffn.expert_width, dtype=x.dtype))
@@ -138,11 +155,13 @@ def forward(architecture, p: dict[str, Tensor], tokens: Tensor, edits: Edits | N
                             token @ p[f + ".w_up"][:, own]
                         )
                     else:
-                        h = PHI[ffn.activation](token @ p[f + ".w_in"][:, own] + p[f + ".b_in"][own])
+                        h = token @ p[f + ".w_in"][:, own] + p[f + ".b_in"][own]
+                        if ffn.nonlinearity == "node" or i < ffn.always_on:
+                            h = PHI[ffn.activation](h)
                     units.append(h[0])
                 hidden.append(torch.cat(units))
                 gates.append(
-                    torch.stack([weight.get(i, torch.zeros((), dtype=x.dtype)) for i in range(ffn.experts)])
+                    torch.stack([weight.get(i, torch.zeros((), dtype=x.dtype)) for i in range(ffn.blocks)])
                 )
         hidden = part(f"{layer}.hidden", torch.stack(hidden).reshape(batch, length, -1))
         gates = part(f"{layer}.gates", torch.stack(gates).reshape(batch, length, -1))
@@ -150,14 +169,22 @@ def forward(architecture, p: dict[str, Tensor], tokens: Tensor, edits: Edits | N
         for b in range(batch):
             for t in range(length):
                 y = torch.zeros(1, d, dtype=x.dtype)
-                for i in range(ffn.experts):
+                sums = {}
+                for i in range(ffn.blocks):
                     if gates[b, t, i] == 0:
                         continue
                     own = slice(i * ffn.expert_width, (i + 1) * ffn.expert_width)
                     expert = hidden[b, t, own][None] @ p[f + ".w_out"][own]
-                    if not ffn.gated:
+                    if not ffn.gated and ffn.router != "tree":
                         expert = expert + p[f + ".b_out"][i]
-                    y = y + gates[b, t, i] * expert
+                    expert = gates[b, t, i] * expert
+                    if ffn.nonlinearity == "node" or i < ffn.always_on:
+                        y = y + expert
+                    else:
+                        tree = 0 if ffn.nonlinearity == "sum" else (i - ffn.always_on) // ffn.nodes
+                        sums[tree] = sums.get(tree, 0) + expert
+                for s in sums.values():
+                    y = y + PHI[ffn.activation](s)
                 rows.append(y[0])
         x = x + part(f, torch.stack(rows).reshape(batch, length, d))
         if probabilities:

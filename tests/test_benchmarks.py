@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -81,3 +82,44 @@ def test_the_table_hides_neither_a_missing_row_nor_one_that_disagrees() -> None:
     assert any("LOSSES DIFFER" in note and "(c)" in note for note in notes)
     assert any("not available here: JAX is not installed" in note for note in notes)
     assert "left out" in notes[-1]
+
+
+class TestTrees:
+    """`tree_speed`, with layers small enough to be timed in no time."""
+
+    @pytest.fixture(autouse=True)
+    def small(self, monkeypatch):
+        import tree_speed
+
+        for name, value in {"D": 16, "H": 64, "BATCHES": (1, 40), "VARIETY": 3}.items():
+            monkeypatch.setattr(tree_speed, name, value)
+        torch.manual_seed(0)
+
+    def test_every_row_is_timed_and_held_against_its_masked_form(self) -> None:
+        from tree_speed import cpu_rows, table
+
+        with torch.no_grad():
+            rows = cpu_rows([(4, 3), (1, 5)], 0.001, (1e11, 1e10))
+        names = ["dense", "4 trees of depth 3", "MoE, 4 × 16", "1 tree of depth 5", "MoE, 8 × 8"]
+        assert [(row["tokens"], row["layer"]) for row in rows] == [
+            (n, name) for n in (1, 40) for name in names
+        ]
+        assert all(row["agrees"] and row["seconds"] > 0 for row in rows)
+        assert rows[0]["times_dense"] == 1
+        trees = rows[1]
+        assert (trees["width"], trees["active"]) == (60, 16)
+        # One token opens 16 rows of each matrix, and no more can be asked of memory.
+        least = 4 * (2 * 16 + 2 * 16 * 16) / 1e10
+        assert trees["of_floor"] == pytest.approx(least / trees["seconds"])
+        assert "DIFFERS" not in table(rows)
+
+    def test_a_layer_that_computes_something_else_is_seen(self) -> None:
+        from tree_speed import TOLERANCE, line, off, table, trees
+
+        name, ffn, function, given = trees(4, 3, "cpu", torch.float32)
+        x = torch.randn(50, 16)
+        assert off((name, ffn, function, given), x) < TOLERANCE[torch.float32]
+        error = off((name, ffn, lambda x, *w: 1.001 * function(x, *w), given), x)
+        row = line(name, ffn, 1.0, 1.0, 0.5, error, torch.float32)
+        row |= {"device": "cpu", "tokens": 50, "what": "forward", "eager": None, "off": error}
+        assert "OUTPUT DIFFERS by 1.0e-03" in table([row])

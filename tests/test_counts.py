@@ -61,7 +61,7 @@ def test_counts_are_those_of_the_tensors(task, name):
     sizes, ffn = count(architecture), architecture.ffn
     assert sizes.parameters == sum(t.numel() for t in tensors.values())
     of_experts = sum(t.numel() for n, t in tensors.items() if ".ffn." in n and not n.endswith("router"))
-    idle = of_experts - of_experts * ffn.top_k / ffn.experts
+    idle = of_experts - of_experts * ffn.open_blocks / ffn.blocks
     assert sizes.active_parameters == sizes.parameters - idle
     assert sizes.ffn_parameters - sizes.active_ffn_parameters == idle
 

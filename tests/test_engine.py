@@ -7,15 +7,18 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from sparsity_moves.errors import UserError
 from sparsity_moves.store import Store
 from sparsity_moves.studies import Study, arm, engine, results, tables
-from sparsity_moves.studies.engine import local
+from sparsity_moves.studies.engine import on_gpus
+from sparsity_moves.training.precision import products
 
 LOOKS = {"steps": 120, "evaluate_every": 30}
 SPECS = [
@@ -170,13 +173,8 @@ def test_a_spec_asked_for_twice_is_trained_once(tmp_path):
     assert engine.run([spec, spec], Store(tmp_path), quiet=True) == 1
 
 
-def own_gpu(_) -> str:
-    time.sleep(3)  # long enough for the other worker to begin
-    return os.environ["CUDA_VISIBLE_DEVICES"]
-
-
 class TestSeveralGpus:
-    """A process a GPU, each of which sees its own and no other."""
+    """A process a GPU, which sees its own and no other, and trains a few fleets side by side."""
 
     @pytest.mark.parametrize(
         ("given", "names"), [(None, ["0", "1"]), ("3,5", ["3", "5"]), ("GPU-a,GPU-b", ["GPU-a", "GPU-b"])]
@@ -186,14 +184,57 @@ class TestSeveralGpus:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         if given:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
-        assert local.visible_gpus() == names
+        assert on_gpus.visible_gpus() == names
 
-    def test_each_worker_has_its_own(self, monkeypatch, tmp_path):
-        monkeypatch.setattr(local, "visible_gpus", lambda: ["3", "5"])
-        engine = local.LocalEngine(Store(tmp_path), None, None, 60.0)
-        assert (engine.device, engine.slots) == ("cuda", 2)
-        assert set(engine.pool.map(own_gpu, range(2))) == {"3", "5"}
-        engine.close()
+    @pytest.mark.parametrize(("workers", "slots"), [(None, 6), (1, 1), (3, 3)])
+    def test_as_many_fleets_as_asked_for_share_them(self, tmp_path, workers, slots):
+        place = on_gpus.GpuEngine(Store(tmp_path), None, workers, 60.0, ["3", "5"])
+        assert (place.device, place.slots) == ("cuda", slots)
+        assert len(place.processes) == min(slots, 2)
+        place.close()
+        assert not any(process.is_alive() for process in place.processes)
+
+    def test_fleets_side_by_side_give_the_same_tables(self, monkeypatch, tmp_path, uninterrupted):
+        """With GPUs that are not there, their processes train on the CPU."""
+        monkeypatch.setattr(on_gpus, "visible_gpus", lambda: ["0"])
+        store = Store(tmp_path)
+        assert engine.run(SPECS, store, stack=2, quiet=True) == len(SPECS)
+        assert written(store) == uninterrupted
+
+    def test_a_process_that_is_killed_ends_the_training_with_a_sentence(self, tmp_path):
+        place = on_gpus.GpuEngine(Store(tmp_path), None, 1, 60.0, ["0"])
+        place.submit(0, engine.Shard((SPECS[0],)))
+        os.kill(place.processes[0].pid, signal.SIGKILL)
+        place.processes[0].join()
+        with pytest.raises(UserError, match="ended from outside"):
+            place.poll(0.1)
+        place.close()
+
+    def test_what_goes_wrong_in_a_shard_is_raised_here(self, tmp_path):
+        place = on_gpus.GpuEngine(Store(tmp_path / "gone"), None, 1, 60.0, ["0"])
+        place.submit(0, engine.Shard((SPECS[0], SPECS[3])))  # of different shapes
+        with pytest.raises(AssertionError, match="differ in their seeds only"):
+            place.poll(60.0)
+        place.close()
+
+    def test_nobody_changes_how_products_round_under_another(self):
+        seen = []
+
+        def fleet(precision):
+            for _ in range(20):
+                with products(precision):
+                    time.sleep(0.0005)
+                    seen.append((precision == "tf32", torch.backends.cuda.matmul.allow_tf32))
+
+        before = torch.backends.cuda.matmul.allow_tf32
+        threads = [threading.Thread(target=fleet, args=(precision,)) for precision in ("tf32", "fp32") * 3]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(seen) == 120
+        assert all(wanted == there for wanted, there in seen)
+        assert torch.backends.cuda.matmul.allow_tf32 == before
 
 
 class TestShards:

@@ -50,11 +50,15 @@ def test_a_frozen_twin_differs_in_shape_and_in_grey(arm: str) -> None:
         ("dense_d256", "Dense, d = 256"),
         ("moe_glu_norm", "MoE-GLU, with norm"),
         ("glu_relu", "GLU, ReLU"),
+        ("dense_attention_frozen", "Dense, attention never trained"),
+        ("dense_dropout0.1", "Dense, dropout 0.1"),
     ],
 )
 def test_a_control_is_drawn_like_its_arm_and_says_what_differs(arm: str, label: str) -> None:
     assert arm_label(arm) == label
-    assert arm_style(arm).colour == ARMS[arm.rpartition("_")[0]].colour
+    assert arm_style(arm).colour == next(
+        ARMS[base].colour for base in ("moe_glu", "moe", "dense", "glu") if arm.startswith(base)
+    )
 
 
 @pytest.mark.parametrize("arm", ["nonsense", "moe_nonsense", "_norm"])

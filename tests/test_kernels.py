@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sparsity_moves.kernels import open_experts
+from sparsity_moves.kernels.dispatch import dispatched_experts
 from sparsity_moves.model import REFERENCE, FeedForward, Kernels, Parameters, Routing, forward, stack
 from sparsity_moves.model.feedforward import combine, hidden_units
 from sparsity_moves.studies import arm
@@ -56,6 +57,42 @@ def test_open_experts_give_the_masked_forms_outputs_and_gradients(spec: Spec) ->
         found.append((trace.logits, *gradients))
     for masked, grouped in zip(*found, strict=True):
         torch.testing.assert_close(grouped, masked, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [spec for spec in LAYERS if spec.experts > 1],
+    ids=lambda s: f"{s.task}-{s.router}-{s.gate}-{s.experts}-{s.gated}-{s.activation}",
+)
+def test_dispatch_by_grouped_products_gives_the_masked_forms_outputs_and_gradients(spec: Spec) -> None:
+    start = stack([spec.architecture.initialise(seed) for seed in range(2)])
+    p = {n: t.requires_grad_(t.is_floating_point()) for n, t in start.items()}
+    floats = [tensor for tensor in p.values() if tensor.is_floating_point()]
+    inputs = spec.task_object.evaluation(0, 30).tokens[:30].expand(2, -1, -1)
+    found = []
+    for kernels in (REFERENCE, Kernels(feed_forward=dispatched_experts)):
+        trace = forward(spec.architecture, p, inputs, kernels=kernels)
+        weight = torch.linspace(-1, 1, trace.logits.numel()).view_as(trace.logits)
+        loss = (trace.logits * weight).sum()
+        gradients = torch.autograd.grad(loss, floats, allow_unused=True, materialize_grads=True)
+        found.append((trace.logits, *gradients))
+    for masked, dispatched in zip(*found, strict=True):
+        scale = float(masked.detach().abs().max()) + 1e-30
+        assert float((dispatched - masked).detach().abs().max()) <= 1e-5 * scale
+
+
+def test_dispatch_in_bf16_counts_more_tokens_than_bf16_can() -> None:
+    """The whole numbers that bf16 has end at 256; an expert may have more tokens."""
+    ffn = FeedForward(width=32, experts=2, router="learned", activation="gelu")
+    source = torch.Generator().manual_seed(0)
+    shapes = {"w_in": (16, 32), "b_in": (32,), "w_out": (32, 16), "b_out": (2, 16)}
+    p = {n: torch.randn(1, *shape, generator=source).bfloat16() / 4 for n, shape in shapes.items()}
+    x = torch.randn(1, 1001, 16, generator=source).bfloat16()
+    chosen = torch.nn.functional.one_hot((x[..., 0] > 0.3).long(), 2).bfloat16()[:, None]
+    out = dispatched_experts(ffn, p, "", x, Routing(chosen, chosen, None)).float()
+    wide = {n: t.float() for n, t in p.items()}
+    masked = combine(ffn, wide, "", hidden_units(ffn, wide, "", x.float()), chosen.flatten(1, 2).float())
+    assert float((out - masked).abs().max()) <= 1e-2 * float(masked.abs().max())
 
 
 def test_an_expert_that_nobody_chose_is_left_alone() -> None:

@@ -48,6 +48,9 @@ CASES |= {
 CASES |= {
     "add7-moe_switch_top3": small("moe_switch", top_k=3),
     "add7-moe_every_expert": small("moe", top_k=4),
+    "add7-trees_of_two_layers": small("tree", depth=2, tree_depth=2, width=23, always_on=2),
+    "add7-trees_with_their_own_sums": small("tree", tree_depth=2, width=17, always_on=3, nonlinearity="tree"),
+    "add7-trees_and_units_always_on": small("tree", tree_depth=1, width=11, always_on=5, nonlinearity="sum"),
     "add7-moe_twelve_experts": small("moe", experts=12),
     "add7-one_head": small("moe", heads=1),
     "add7-four_digits": replace(small("moe"), task=Addition(4, 9)),
@@ -172,7 +175,7 @@ def test_the_traces_parts_sum_to_the_residual_stream(architecture):
         if layer.routing is not None:
             assert torch.equal(
                 layer.routing.chosen.sum(-1),
-                torch.full_like(layer.routing.chosen[..., 0], architecture.ffn.top_k),
+                torch.full_like(layer.routing.chosen[..., 0], architecture.ffn.open_blocks),
             )
             assert torch.equal(layer.routing.gates > 0, layer.routing.chosen > 0)
 

@@ -12,7 +12,7 @@ from sparsity_moves import studies
 from sparsity_moves.measures import measure
 from sparsity_moves.model import count
 from sparsity_moves.store import Store
-from sparsity_moves.studies import ARMS, Study, arm, controls, kept, sweeps, training_flops
+from sparsity_moves.studies import ARMS, Study, arm, controls, kept, sweeps, training_flops, trees
 from sparsity_moves.training import Spec, train
 
 TASKS = ("add7", "modular_addition", "histogram")
@@ -38,8 +38,8 @@ class TestEvery:
     """What each profile trains."""
 
     def test_the_laptops_runs_are_the_ones_they_always_were(self):
-        assert [study.name for study in runs("laptop")] == ["redistribution", "sweep"]
-        assert addresses(runs("laptop")) == "93 d0db228500b815d7"
+        assert [study.name for study in runs("laptop")] == ["redistribution", "sweep", "argument"]
+        assert addresses(runs("laptop")[:2]) == "93 d0db228500b815d7"
 
     def test_so_are_the_first_published_ones(self):
         """Results at these addresses are committed: a setting that is new must not move them."""
@@ -47,8 +47,12 @@ class TestEvery:
 
     def test_full_scale_has_the_controls_and_the_sweeps_too(self):
         names = [study.name for study in runs("paper")]
-        assert names == ["redistribution", "sweep", "controls", *sweeps.FAMILIES]
-        assert [study.name for study in runs("smoke")] == ["redistribution", "sweep", "controls"]
+        assert names == ["redistribution", "sweep", "controls", *sweeps.FAMILIES, "trees"]
+        assert [study.name for study in runs("smoke")] == ["redistribution", "sweep", "argument", "controls"]
+
+    def test_what_the_chapters_train_on_a_laptop_has_full_scale_runs_of_the_same_names(self):
+        names = {name for study in runs("paper") for name, spec in study.runs if spec.task == "add7"}
+        assert {name for study in runs("laptop") for name, _ in study.runs} <= names
 
     @pytest.mark.parametrize("profile", ["smoke", "laptop", "paper"])
     def test_a_study_has_each_run_once_and_all_of_its_own_profile(self, profile):
@@ -73,6 +77,40 @@ class TestControls:
         seeds = {task: [s.seed for n, s in study.runs if (n, s.task) == ("moe_hash", task)] for task in TASKS}
         assert [len(seeds[task]) for task in TASKS] == [64, 20, 20]
         assert set(studies.redistribution.study("paper").specs) < set(study.specs)
+
+
+class TestTrees:
+    """Matched in total, and matched in open units."""
+
+    def test_three_tasks_seven_heights_and_twenty_seeds(self):
+        study = trees.study("paper")
+        arms = {"tree", "tree_balanced", "tree_active"}
+        names = arms | {f"tree_height{h}" for h in (2, 4, 5, 6, 7, 8)} | set(trees.BESIDE)
+        names |= {f"{a}_height{h}" for a in ("tree_balanced", "tree_active") for h in (5, 7)}
+        for task in TASKS:
+            own = [(name, spec.seed) for name, spec in study.runs if spec.task == task]
+            assert {name for name, _ in own} == names
+            assert len(own) == len(set(own)) == 20 * len(names)
+        assert {spec.tree_depth for spec in study.specs} == {0, 2, 3, 4, 5, 6, 7, 8}
+
+    def test_what_it_is_held_against_is_trained_once(self):
+        controlled = {spec.spec_id for spec in controls.study("paper").specs}
+        beside = [spec for name, spec in trees.study("paper").runs if name in (*trees.BESIDE, "tree")]
+        assert all(spec.spec_id in controlled for spec in beside)
+
+    def test_sizes_are_matched_as_their_names_say(self):
+        for name, spec in trees.study("paper", number_of_seeds=1).runs:
+            ffn, dense = spec.architecture.ffn, 256 if spec.task == "add7" else 512
+            if name.startswith("tree_active"):
+                assert dense // 4 - spec.tree_depth - 1 < ffn.open_blocks <= dense // 4
+            elif spec.tree_depth and (spec.task, spec.tree_depth) != ("add7", 8):
+                assert dense - ffn.nodes < ffn.width <= dense
+
+    @pytest.mark.parametrize("profile", ["smoke", "laptop"])
+    def test_it_is_there_at_every_size(self, profile):
+        study = trees.study(profile)
+        assert {spec.profile for spec in study.specs} == {profile}
+        assert {spec.task for spec in study.specs} == set(TASKS)
 
 
 class TestSweeps:

@@ -133,6 +133,7 @@ def recorded(
     with torch.cuda.graph(graph):
         entropy = step(*given)
     last: list[Tensor] = []
+    used = (step, optimiser)  # the graph holds addresses only: weights and moments must not go
 
     def replayed(tokens: Tensor, targets: Tensor) -> Tensor:
         if not last or last[0] is not tokens:  # the whole pool, every step, need not be copied again
@@ -140,6 +141,7 @@ def recorded(
             given[1].copy_(targets)
             last[:] = [tokens]
         graph.replay()
+        assert used
         return entropy
 
     return replayed

@@ -33,11 +33,12 @@ ARMS: dict[str, ArmStyle] = {
     "moe_switch": ArmStyle("Switch MoE", "#b13c11", "triangle-right"),
     "moe_switch_frozen": ArmStyle("Switch MoE, frozen router", "#de6640", "triangle-left"),
     "moe_hash": ArmStyle("Hash MoE", "#5c6c14", "wedge"),
+    "moe_hash_context": ArmStyle("Context-hash MoE", "#7f8f3a", "cross"),
     "moe_unbalanced": ArmStyle("MoE, no balance loss", "#6359b5", "triangle-up"),
     "moe_switch_unbalanced": ArmStyle("Switch MoE, no balance loss", "#8781e0", "triangle-down"),
     "moe_top2": ArmStyle("MoE top-2", "#00747a", "square"),
     "moe_top2_frozen": ArmStyle("MoE top-2, frozen router", "#279ea4", "cross"),
-    "moe_active": ArmStyle("MoE, active-matched", "#006c98", "stroke"),
+    "moe_active": ArmStyle("MoE, active-matched", "#006c98", "triangle-down"),
     "moe_glu": ArmStyle("MoE-GLU", "#a8347f", "triangle-left"),
     "moe_glu_frozen": ArmStyle("MoE-GLU, frozen router", "#d45ea7", "triangle-right"),
     "moe_glu_active": ArmStyle("MoE-GLU, active-matched", "#be4993", "arrow"),
@@ -50,8 +51,21 @@ _SUFFIXES = {
     "relu": "ReLU",
     "gelu": "GELU",
     "silu": "SiLU",
+    "linear": "no nonlinearity",
+    "held_out": "carries held out",
+    "attention_frozen": "attention never trained",
+    "ffn_frozen": "FFN never trained",
+    r"e(\d+)": "{} experts",
+    r"d(\d+)": "d = {}",
+    r"top(\d+)": "top-{}",
+    r"depth(\d+)": "{} layers",
+    r"height(\d+)": "height {}",
+    r"b([\d.]+)": "balance weight {}",
+    r"wd([\d.]+)": "weight decay {}",
+    r"dropout([\d.]+)": "dropout {}",
+    r"beta([\d.]+)": "β₂ = {}",
 }
-_COUNTS = {"e": "{} experts", "d": "d = {}"}
+"""What a control's suffix says, as a pattern; see `studies.sweeps` for the controls."""
 
 
 def arm_style(arm: str) -> ArmStyle:
@@ -62,13 +76,11 @@ def arm_style(arm: str) -> ArmStyle:
     """
     if arm in ARMS:
         return ARMS[arm]
-    base, _, suffix = arm.rpartition("_")
-    style = arm_style(base) if base else None
-    count = re.fullmatch(r"([ed])(\d+)", suffix)
-    words = _COUNTS[count[1]].format(count[2]) if count else _SUFFIXES.get(suffix)
-    if style is None or words is None:
-        raise KeyError(f"no arm is called {arm!r}")
-    return ArmStyle(f"{style.label}, {words}", style.colour, style.shape)
+    for pattern, words in _SUFFIXES.items():
+        if found := re.fullmatch(rf"(.+)_{pattern}", arm):
+            style = arm_style(found[1])
+            return ArmStyle(f"{style.label}, {words.format(*found.groups()[1:])}", style.colour, style.shape)
+    raise KeyError(f"no arm is called {arm!r}")
 
 
 def arm_label(arm: str) -> str:

@@ -11,8 +11,11 @@ from sparsity_moves.kernels.grouped import open_experts
 from sparsity_moves.model import REFERENCE, Architecture, Kernels, Trace
 
 
-def choose(architecture: Architecture, device: torch.device) -> Kernels:
-    """The fastest forms that fit the model and the device."""
+def choose(
+    architecture: Architecture, device: torch.device, always: Int[Tensor, "M B T"] | None = None
+) -> Kernels:
+    """The fastest forms that fit the model and the device; on a GPU, made for gradients on the sequences `always`
+    alone, where they are given."""
     ffn = architecture.ffn
     if device.type == "cuda":
         d_head = architecture.d_head
@@ -20,7 +23,7 @@ def choose(architecture: Architecture, device: torch.device) -> Kernels:
             return REFERENCE
         from sparsity_moves.kernels import triton
 
-        return triton.KERNELS
+        return triton.KERNELS if always is None else triton.fixed(always, architecture.task.vocabulary)
     # With half the blocks open or more, sorting costs more than it saves.
     by_hand = ffn.router == "none" or 2 * ffn.top_k < ffn.experts
     return Kernels(feed_forward=open_experts) if by_hand else REFERENCE

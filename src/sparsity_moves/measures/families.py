@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
 
 import torch
 
@@ -21,6 +20,7 @@ from sparsity_moves.model import stack
 from sparsity_moves.names import Family
 from sparsity_moves.training import MOMENTS, Run, Spec
 from sparsity_moves.training.data import evaluation
+from sparsity_moves.training.precision import products
 
 MEASURES: dict[Family, Callable[[Subject], list[Columns]]] = {
     "ablation": ablation_parts,
@@ -54,17 +54,6 @@ def at_once(spec: Spec, inputs: int, device: torch.device) -> int:
     return max(1, ROOM[device.type] // (inputs * positions * max(spec.width, 4 * spec.d_model)))
 
 
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Products in fp32 whatever training left: measures add up what they take apart."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
-
-
 def measure_families(
     runs: Sequence[Run], wanted: Sequence[Collection[Family]], device: torch.device | str = "cpu"
 ) -> list[dict[Family, Columns]]:
@@ -79,7 +68,7 @@ def measure_families(
     """
     device = torch.device(device)
     parts: list[dict[Family, list[Columns]]] = [{} for _ in runs]
-    with full_precision():
+    with products("fp32"):  # measures add up what they take apart
         for moment in MOMENTS:
             there = [i for i, run in enumerate(runs) if moment in run.moments]
             for family_runs, subject_of in _fleets(runs, there, moment, device):

@@ -12,11 +12,16 @@ from sparsity_moves.measures.routing import router_nmi
 from sparsity_moves.model import count, stack
 from sparsity_moves.training import MOMENTS, Run, accuracy, correct, exact_match, held_out_accuracy
 from sparsity_moves.training.data import evaluation
+from sparsity_moves.training.precision import products
 
 
 def measure(runs: list[Run], device: torch.device | str = "cpu") -> list[list[dict[str, Any]]]:
-    """One list of rows a run, one row a moment, in the order of `MOMENTS`."""
-    device = torch.device(device)
+    """One list of rows a run, one row a moment, in the order of `MOMENTS`; in fp32 whatever training used."""
+    with products("fp32"):
+        return _measure(runs, torch.device(device))
+
+
+def _measure(runs: list[Run], device: torch.device) -> list[list[dict[str, Any]]]:
     rows: list[dict[str, dict[str, Any]]] = [{} for _ in runs]
     for moment in MOMENTS:
         there = [i for i, run in enumerate(runs) if moment in run.moments]

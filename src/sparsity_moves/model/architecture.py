@@ -19,9 +19,10 @@ from sparsity_moves.errors import UserError
 from sparsity_moves.tasks import Task, generator
 
 Activation = Literal["relu", "gelu", "silu", "none"]
-Router = Literal["none", "learned", "frozen", "hash", "hash_context"]
+Router = Literal["none", "learned", "frozen", "hash", "hash_context", "tree"]
 Gate = Literal["renormalised", "switch"]
 Norm = Literal["none", "rms"]
+Nonlinearity = Literal["node", "sum", "tree"]
 Parameters = dict[str, Tensor]
 """Every parameter by name, each with a leading axis M: one slice a model of the fleet."""
 
@@ -34,7 +35,7 @@ def known(what: str, name: str, names: Any) -> None:
 
 @dataclass(frozen=True)
 class FeedForward:
-    """Which FFN: `width` hidden units in `experts` equal blocks, `top_k` of them open for a token."""
+    """Which FFN: `width` hidden units in `experts` equal blocks, `top_k` of them open for a token; or in trees."""
 
     width: int = 256
     """All hidden units together, over the experts."""
@@ -46,9 +47,16 @@ class FeedForward:
     gated: bool = False
     """A GLU: φ(x W_in) ⊙ x W_up. With activation `none` it is exactly bilinear (Pearce et al. 2024)."""
     activation: Activation = "silu"
+    tree_depth: int = 0
+    """Levels below a tree's root: it has 2^(depth + 1) - 1 nodes, each a hidden unit. 0 where there are no trees."""
+    always_on: int = 0
+    """Units beside the trees that every token uses: the first of `width`."""
+    nonlinearity: Nonlinearity = "node"
+    """Where trees have their φ: at every `node`, or after the `sum` of all responses, or of each `tree`'s own."""
 
     def __post_init__(self) -> None:
         known("router", self.router, Router)
+        known("place of a nonlinearity", self.nonlinearity, Nonlinearity)
         known("gate", self.gate, Gate)
         known("activation", self.activation, Activation)
         if self.width < 1 or self.experts < 1:
@@ -59,20 +67,63 @@ class FeedForward:
             raise UserError(f"{self.experts} experts do not divide a width of {self.width}")
         if not 1 <= self.top_k <= self.experts:
             raise UserError(f"top-k is from 1 to the number of experts ({self.experts}), not {self.top_k}")
-        if (self.experts > 1) != (self.router != "none"):
+        if self.router == "tree":
+            self._must_be_trees()
+        elif self.tree_depth or self.always_on or self.nonlinearity != "node":
+            raise UserError(
+                f"tree depth, always-on units and φ after a sum are settings of trees, not of router '{self.router}'"
+            )
+        elif (self.experts > 1) != (self.router != "none"):
             raise UserError(
                 f"{self.experts} expert(s) with router '{self.router}': a router needs experts to choose"
             )
         if self.router.startswith("hash") and self.top_k != 1:
             raise UserError("hash routing opens exactly one expert, so top-k must be 1")
 
+    def _must_be_trees(self) -> None:
+        if self.tree_depth < 1:
+            raise UserError(f"a tree has at least one level below its root, not {self.tree_depth}")
+        if self.experts > 1 or self.gated:
+            raise UserError("a tree's blocks are its nodes, so it has neither experts nor a GLU")
+        if self.always_on < 0 or self.trees < 1 or self.width != self.always_on + self.trees * self.nodes:
+            raise UserError(
+                f"a width of {self.width}, {self.always_on} of it always on, is no whole number of trees "
+                f"of {self.nodes} nodes"
+            )
+
+    @property
+    def nodes(self) -> int:
+        """Of one tree."""
+        return (2 << self.tree_depth) - 1
+
+    @property
+    def trees(self) -> int:
+        """Trees side by side."""
+        return (self.width - self.always_on) // self.nodes if self.router == "tree" else 0
+
+    @property
+    def blocks(self) -> int:
+        """Blocks that have a gate each: experts, or single units where there are trees."""
+        return self.width if self.router == "tree" else self.experts
+
+    @property
+    def open_blocks(self) -> int:
+        """Those of them that are open for a token."""
+        if self.router == "tree":
+            return self.always_on + self.trees * (self.tree_depth + 1)
+        return self.top_k
+
     @property
     def expert_width(self) -> int:
-        return self.width // self.experts
+        return self.width // self.blocks
 
     @property
     def bias(self) -> bool:
         return not self.gated
+
+    @property
+    def output_bias(self) -> bool:
+        return self.bias and self.router != "tree"
 
     @property
     def plain_gates(self) -> bool:
@@ -131,7 +182,7 @@ class Architecture:
             if ffn.bias:
                 shapes[f + "b_in"] = (ffn.width,)
             shapes[f + "w_out"] = (ffn.width, d)
-            if ffn.bias:
+            if ffn.output_bias:
                 shapes[f + "b_out"] = (ffn.experts, d)
         return shapes
 
@@ -144,9 +195,11 @@ class Architecture:
     def initialise(self, seed: int) -> Parameters:
         """One model's start, as PyTorch's layers start: N(0, 1) embeddings, linear layers U(±1/√fan_in).
 
+        The output's fan-in is one expert's units, or the units that trees open for a token.
         A frozen router and its learned twin start the same. Hash tables, where there are any, come as int64.
         """
         parameters: Parameters = {}
+        units = self.ffn.open_blocks if self.ffn.router == "tree" else self.ffn.expert_width
         for name, shape in self.shapes().items():
             source = generator(seed, "initial", name)
             kind = name.rsplit(".", 1)[-1]
@@ -155,7 +208,7 @@ class Architecture:
             elif kind == "norm":
                 parameters[name] = torch.ones(shape)
             else:
-                bound = 1 / math.sqrt(self.ffn.expert_width if kind in ("w_out", "b_out") else self.d_model)
+                bound = 1 / math.sqrt(units if kind in ("w_out", "b_out") else self.d_model)
                 parameters[name] = torch.empty(shape).uniform_(-bound, bound, generator=source)
         for layer in range(self.depth):
             table, source = f"{layer}.ffn.hash", generator(seed, "hash", layer)
@@ -178,7 +231,7 @@ class Counts:
 
     parameters: int
     active_parameters: int
-    """Parameters that take part in one token's forward pass: of the FFN, the open experts and the router."""
+    """Parameters that take part in one token's forward pass: of the FFN, the open blocks and the router."""
     ffn_parameters: int
     active_ffn_parameters: int
     router_parameters: int
@@ -197,8 +250,8 @@ def count(architecture: Architecture) -> Counts:
     block = {name: size for name, size in sizes.items() if name.startswith("0.ffn.") and "norm" not in name}
     router = block.get("0.ffn.router", 0)
     experts = sum(block.values()) - router
-    idle = experts - experts * ffn.top_k // ffn.experts
-    open_width = ffn.expert_width * ffn.top_k
+    idle = experts - experts * ffn.open_blocks // ffn.blocks
+    open_width = ffn.expert_width * ffn.open_blocks
     ffn_flops = 2 * d * open_width * (3 if ffn.gated else 2) + 2 * router
     attention_flops = 2 * d * 4 * d + 2 * 2 * architecture.task.length * d
     total = sum(sizes.values())

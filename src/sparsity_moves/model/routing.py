@@ -39,6 +39,12 @@ class Routing(NamedTuple):
         """The same at some of the positions held."""
         return Routing(*(None if x is None else pick(x, wanted, held) for x in self))  # type: ignore[arg-type]
 
+    def and_at(self, probabilities: Float[Tensor, "M B P E"], chosen: Float[Tensor, "M B P E"]) -> Routing:
+        """With more positions, of which the gates are not wanted."""
+        assert self.probabilities is not None, "only a router has probabilities"
+        together = torch.cat([self.chosen, chosen], 2)
+        return Routing(together, together, torch.cat([self.probabilities, probabilities], 2))
+
 
 def by_score(ffn: FeedForward, router: Float[Tensor, "M D E"], x: Float[Tensor, "M B R D"]) -> Routing:
     """Softmax, the k largest, then renormalised to sum 1 or left as they are.

@@ -21,6 +21,7 @@ from sparsity_moves.model.architecture import Architecture, FeedForward, Paramet
 from sparsity_moves.model.attention import attend_by_table, attention_pattern, later, mix, rows
 from sparsity_moves.model.feedforward import combine, hidden_units
 from sparsity_moves.model.routing import Routing, balance_loss, by_hash, by_score, pick
+from sparsity_moves.model.tree import by_path
 
 Edit = Callable[[Tensor], Tensor]
 """Takes what a component computed, gives what is used in its place; the shape stays."""
@@ -43,6 +44,10 @@ class Kernels:
     """Queries, keys and values (M, S, 3D) of table rows or tokens, index, neighbouring positions, length, heads,
     causal: mixtures (M, B, P, H, K)."""
     route: Route | None = None
+    glance: Callable[..., tuple[Tensor, Tensor]] | None = None
+    """Probabilities and choices of a router (M, B, P, E) at neighbouring positions whose stream nobody wants, in a
+    first layer without norm: from Q, K, V tables, each row's own scores (M, S, E), the output matrix times the
+    router (M, D, E), index, positions, heads, causal and k."""
     feed_forward: Callable[[FeedForward, Parameters, str, Tensor, Routing | None], Tensor] | None = None
     """The FFN's output from its settings, the parameters and their prefix, x (M, N, D) and the routing."""
 
@@ -87,7 +92,9 @@ class Trace:
 
 
 def components(architecture: Architecture) -> tuple[str, ...]:
-    """The names an edit can have; only experts have gates. `heads` is every head's mixture: (M, B, R, H, d_head)."""
+    """The names an edit can have; only experts and trees have gates.
+
+    `heads` is every head's mixture: (M, B, R, H, d_head)."""
     gates = () if architecture.ffn.router == "none" else ("gates",)
     parts = ("pattern", "heads", "attention", "hidden", *gates, "ffn")
     return ("embedding", *(f"{layer}.{part}" for layer in range(architecture.depth) for part in parts))
@@ -153,7 +160,13 @@ def forward(
     index = torch.arange(len(everywhere), device=tokens.device) * task.vocabulary + tokens
     by_table = not {"embedding", "0.pattern"} & set(edits)
     short = architecture.depth == 1 and by_table  # then nobody looks at the stream at other positions
-    held = tuple(sorted({*asked, *balance_positions})) if short else everywhere
+    glanced = tuple(position for position in balance_positions if position not in asked)
+    if kernels.glance is None or not (short and glanced and neighbours(glanced) and ffn.scores) or edits:
+        glanced = ()
+    if "0.ffn.norm" in p:
+        glanced = ()
+    streamed = tuple(position for position in balance_positions if position not in glanced)
+    held = tuple(sorted({*asked, *streamed})) if short else everywhere
     if kernels.lookup is not None and neighbours(held):
         embedding = kernels.lookup(table, index, held)
     else:
@@ -164,7 +177,7 @@ def forward(
         name = f"{number}."
         last = number == architecture.depth - 1
         answer = asked if last else everywhere
-        needed = tuple(sorted({*answer, *balance_positions}))
+        needed = tuple(sorted({*answer, *streamed}))
 
         weight = p[name + "attention.qkv"]
         from_table = number == 0 and by_table
@@ -202,22 +215,36 @@ def forward(
         else:
             if ffn.scores:
                 routing = by_score(ffn, p[name + "ffn.router"], stream)
-            elif ffn.router != "none":
+            elif ffn.router.startswith("hash"):
                 routing = by_hash(architecture, p[name + "ffn.hash"], tokens, needed, stream.dtype)
             answering = pick(stream, answer, needed)
         if routing is not None:
             if balance_positions:
-                balance = balance + balance_loss(ffn, routing.at(balance_positions, needed))
+                seen_by_router = routing.at(streamed, needed)
+                if glanced and kernels.glance is not None:
+                    router = p[name + "ffn.router"]
+                    own, reading = (table + out[1][:, None]) @ router, out[0] @ router
+                    told = kernels.glance(
+                        projected, own, reading, index, positions=glanced, heads=architecture.heads,
+                        causal=task.causal, top_k=ffn.top_k,
+                    )  # fmt: skip
+                    seen_by_router = seen_by_router.and_at(*told)
+                balance = balance + balance_loss(ffn, seen_by_router)
             routing = routing.at(answer, needed)
             routing = routing._replace(gates=edited(name + "gates", routing.gates))
         residual = answering if plain else pick(residual, answer, needed)
         shape = residual.shape[1:3]
         flat = answering.flatten(1, 2)
         units = None
-        if kernels.feed_forward is not None and name + "hidden" not in edits:
+        tree = ffn.router == "tree"
+        if kernels.feed_forward is not None and not tree and name + "hidden" not in edits:
             output = kernels.feed_forward(ffn, p, name + "ffn.", flat, routing)
         else:
-            units = edited(name + "hidden", hidden_units(ffn, p, name + "ffn.", flat).unflatten(1, shape))
+            units = hidden_units(ffn, p, name + "ffn.", flat).unflatten(1, shape)
+            if tree:
+                routing = by_path(ffn, units, p.get(name + "ffn.alive"))
+                routing = routing._replace(gates=edited(name + "gates", routing.gates))
+            units = edited(name + "hidden", units)
             gates = None if routing is None else routing.gates.flatten(1, 2)
             output = combine(ffn, p, name + "ffn.", units.flatten(1, 2), gates)
         output = edited(name + "ffn", output.unflatten(1, shape))

@@ -7,6 +7,8 @@
     ```
 
 The label is `fig-NAME`; the rows behind the picture are expected at `_static/data/NAME.csv`.
+
+The directive `lab` puts the live lab into a page, and {try}`eight experts <experts:8>` is a link that sets it up.
 """
 
 import json
@@ -14,9 +16,11 @@ from typing import Any, ClassVar
 
 from docutils import nodes
 from sphinx.application import Sphinx
-from sphinx.util.docutils import SphinxDirective
+from sphinx.util.docutils import SphinxDirective, SphinxRole
 
+from sparsity_moves.errors import UserError
 from sparsity_moves.figures.book_renderer import placeholder
+from sparsity_moves.widgets.lab.page_html import element, fragment
 
 
 class Chart(SphinxDirective):
@@ -51,6 +55,30 @@ class Chart(SphinxDirective):
         )
 
 
+class LiveLab(SphinxDirective):
+    """The lab that trains in the page, at most one a page; its content is a setting as JSON, `{}` for its own."""
+
+    has_content: ClassVar[bool] = True
+
+    def run(self) -> list[nodes.Node]:
+        setting = json.loads("\n".join(self.content) or "{}")
+        return [nodes.raw("", element(setting), format="html")]
+
+
+class Door(SphinxRole):
+    """{try}`eight experts <experts:8>`: a link to the lab, set up so."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        title, _, setting = self.text.partition(" <")
+        try:
+            place = fragment(setting.removesuffix(">"))
+        except UserError as error:
+            message = self.inliner.reporter.error(f"{self.rawtext}: {error}", line=self.lineno)
+            return [], [message]
+        address = "../" * self.env.docname.count("/") + f"lab.html{place}"
+        return [nodes.reference(self.rawtext, title, refuri=address)], []
+
+
 def _name_references(
     _app: Sphinx, _page: str, _template: str, context: dict[str, Any], _tree: object
 ) -> None:
@@ -62,5 +90,7 @@ def _name_references(
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the directive and the mending of references."""
     app.add_directive("chart", Chart)
+    app.add_directive("lab", LiveLab)
+    app.add_role("try", Door())
     app.connect("html-page-context", _name_references)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

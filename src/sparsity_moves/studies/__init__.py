@@ -19,17 +19,26 @@ from sparsity_moves.store import merge as merge_pack
 from sparsity_moves.store.shards import seconds as training_seconds
 
 if TYPE_CHECKING:
-    from sparsity_moves.studies import controls, engine, measuring, redistribution, sweep, sweeps
+    from sparsity_moves.studies import (
+        argument,
+        controls,
+        engine,
+        measuring,
+        redistribution,
+        sweep,
+        sweeps,
+        trees,
+    )
     from sparsity_moves.studies.arms import ARMS, arm
     from sparsity_moves.studies.cost import training_flops
     from sparsity_moves.studies.keeping import kept
     from sparsity_moves.studies.study import Results, Study, measures, results, seeds, tables
     from sparsity_moves.training import Profile
 
-CHAPTERS = {"redistribution": ("redistribution", "sweep")}
-"""Studies by the chapter that shows them."""
+CHAPTERS = ("redistribution", "sweep", "argument")
+"""Studies that the chapters show, and that a reader's machine trains."""
 
-_MODULES = ("controls", "engine", "measuring", "redistribution", "sweep", "sweeps")
+_MODULES = ("argument", "controls", "engine", "measuring", "redistribution", "sweep", "sweeps", "trees")
 _HOME = {"ARMS": "arms", "arm": "arms", "kept": "keeping", "training_flops": "cost"} | dict.fromkeys(
     ("Results", "Study", "measures", "results", "seeds", "tables"), "study"
 )
@@ -52,14 +61,14 @@ def store(profile: Profile) -> Store:
 
 
 def every(profile: Profile) -> list[Study]:
-    """All studies at their default settings: those of the chapters, and the controls and sweeps at full scale."""
-    found: list[Study] = [
-        import_module(f"{__name__}.{name}").study(profile) for names in CHAPTERS.values() for name in names
-    ]
+    """All studies at their default settings: the chapters'; at full scale controls, sweeps and trees too."""
+    shown = [name for name in CHAPTERS if (name, profile) != ("argument", "paper")]  # there they are controls
+    found: list[Study] = [import_module(f"{__name__}.{name}").study(profile) for name in shown]
     if profile != "laptop":  # whose minutes belong to the chapters
         found.append(import_module(f"{__name__}.controls").study(profile))
     if profile == "paper":
         found += import_module(f"{__name__}.sweeps").studies(profile)
+        found.append(import_module(f"{__name__}.trees").study(profile))
     return found
 
 
@@ -124,6 +133,7 @@ __all__ = [
     "CHAPTERS",
     "Results",
     "Study",
+    "argument",
     "arm",
     "controls",
     "engine",
@@ -141,5 +151,6 @@ __all__ = [
     "sweeps",
     "tables",
     "training_flops",
+    "trees",
     "write_tables",
 ]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 
-from sparsity_moves.model import count
+from sparsity_moves.model import FeedForward, count
 from sparsity_moves.training import Spec
 
 BACKWARD = 2
@@ -16,10 +16,10 @@ BACKWARD = 2
 def training_flops(specs: Iterable[Spec]) -> float:
     """FLOPs to train these runs on a GPU, each once, 2 a multiply-add.
 
-    The masked form computes every expert, so an MoE is counted as the dense layer of its whole width. A token is a
-    read-out position of the last layer and any position of the layers below, as the forward pass computes them.
-    Looking, measuring and elementwise work are not counted, and no kernel reaches the hardware's peak: the same
-    number of FLOPs took from 12 TFLOP/s (add-7) to 75 (histogram) on the GPU of the published tables.
+    The masked form computes every block, so an MoE, or a tree, is counted as the dense layer of its whole width.
+    A token is a read-out position of the last layer and any position of the layers below, as the forward pass
+    computes them. Looking, measuring and elementwise work are not counted, and no kernel reaches the hardware's
+    peak: the same number of FLOPs took from 12 TFLOP/s (add-7) to 75 (histogram) on the GPU of the published tables.
     """
     return sum(_of_shape(spec.shape) for spec in set(specs))
 
@@ -27,7 +27,7 @@ def training_flops(specs: Iterable[Spec]) -> float:
 @cache
 def _of_shape(spec: Spec) -> float:
     architecture, task = spec.architecture, spec.task_object
-    ffn = replace(architecture.ffn, experts=1, top_k=1, router="none")
+    ffn = FeedForward(width=architecture.ffn.width, gated=architecture.ffn.gated)
     layer = replace(architecture, ffn=ffn, depth=1)
     whole = count(layer).flops_per_token
     block = whole - 2 * layer.d_model * task.classes

@@ -21,6 +21,7 @@ from sparsity_moves.model import Parameters, forward, stack
 from sparsity_moves.training import data
 from sparsity_moves.training.dropout import Dropout
 from sparsity_moves.training.evaluation import look
+from sparsity_moves.training.precision import products
 from sparsity_moves.training.recording import Recording
 from sparsity_moves.training.spec import Spec
 
@@ -131,6 +132,8 @@ class Fleet:
             self.dropout.at(self.steps_done)
         if self.device.type == "cuda":
             if self.recording is None:
+                always = None if self.spec.batch or self.spec.redraw_every else tokens
+                self.kernels = kernels.choose(self.architecture, self.device, always)
                 changing = [self.flat, *self.moments.values()]
                 self.recording = Recording(self.update, changing, tokens, targets, self.spec.precision)
             entropy = self.recording.replay(tokens, targets)
@@ -277,9 +280,11 @@ def train(
             continue
         picks = data.probe(specs, step, sequences.tokens.shape[1]) if fleet.spec.probe else None
         picks = None if picks is None else picks.to(fleet.device)
-        ledger.note(step, loss, *look(fleet.spec, fleet.parameters, sequences, picks, fleet.kernels))
+        with products(fleet.spec.precision):
+            seen = look(fleet.spec, fleet.parameters, sequences, picks, fleet.kernels)
+        ledger.note(step, loss, *seen)
         if fleet.device.type == "cuda":
-            torch.cuda.synchronize()  # or the progress told would be that of the launches
+            torch.cuda.current_stream().synchronize()  # or the progress told would be that of the launches
         if keep is not None and step < fleet.spec.steps and time.monotonic() - kept >= keep_every:
             keep(fleet.state() | ledger.state())
             kept = time.monotonic()

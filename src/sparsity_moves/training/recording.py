@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sparsity_moves.training.precision import products
+
 
 class Recording:
     """A step that is recorded once and replayed.
@@ -26,9 +28,18 @@ class Recording:
         targets: Tensor,
         precision: str,
     ) -> None:
+        with products(precision):
+            self._record(step, state, tokens, targets)
+
+    def _record(
+        self,
+        step: Callable[[Tensor, Tensor], Tensor],
+        state: list[Tensor],
+        tokens: Tensor,
+        targets: Tensor,
+    ) -> None:
         self.given: tuple[Tensor, Tensor] | None = None
         self.tokens, self.targets = tokens.clone(), targets.clone()
-        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
         before = [tensor.clone() for tensor in state]
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -39,7 +50,7 @@ class Recording:
         for tensor, value in zip(state, before, strict=True):
             tensor.copy_(value)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        with torch.cuda.graph(self.graph, stream=side, capture_error_mode="thread_local"):
             self.result = step(self.tokens, self.targets)
 
     def replay(self, tokens: Tensor, targets: Tensor) -> Tensor:

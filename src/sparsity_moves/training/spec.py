@@ -11,7 +11,7 @@ from typing import Literal
 
 from sparsity_moves.errors import UserError
 from sparsity_moves.model import Architecture, FeedForward
-from sparsity_moves.model.architecture import Activation, Gate, Norm, Router, known
+from sparsity_moves.model.architecture import Activation, Gate, Nonlinearity, Norm, Router, known
 from sparsity_moves.tasks import TASKS, Task
 
 PROTOCOL = 2
@@ -53,6 +53,10 @@ class Spec:
     gate: Gate = "renormalised"
     gated: bool = False
     activation: Activation = "silu"
+    tree_depth: int = 0
+    """Levels below a tree's root; 0 where the FFN is no forest."""
+    always_on: int = 0
+    nonlinearity: Nonlinearity = "node"
     # training
     frozen: Frozen = "none"
     """A component that keeps its initial weights."""
@@ -121,7 +125,16 @@ class Spec:
     @cached_property
     def architecture(self) -> Architecture:
         ffn = FeedForward(
-            self.width, self.experts, self.top_k, self.router, self.gate, self.gated, self.activation
+            self.width,
+            self.experts,
+            self.top_k,
+            self.router,
+            self.gate,
+            self.gated,
+            self.activation,
+            self.tree_depth,
+            self.always_on,
+            self.nonlinearity,
         )
         return Architecture(self.task_object, self.d_model, self.heads, self.depth, self.norm, ffn)
 

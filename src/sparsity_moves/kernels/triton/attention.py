@@ -20,6 +20,9 @@ from torch import Tensor
 from sparsity_moves.kernels.triton.linear import precision
 from sparsity_moves.kernels.triton.lookup import sum_rows
 
+VERY_SHORT = 7
+"""Tokens up to which pairs are multiplied out element by element."""
+
 
 @triton.jit
 def _keys_and_values(
@@ -284,7 +287,7 @@ class _Attend(torch.autograd.Function):
         batch = rows // length if index is None else index.shape[1]
         width = triple // 3 // heads
         padded = triton.next_power_of_2(length)
-        blocks = length >= 8 and width >= 16
+        blocks = length > VERY_SHORT and width >= 16
         block = 64 // padded if blocks else max(1, 2048 // (padded * width))
         out = projected.new_empty(models, batch, positions, heads, width)
         ctx.settings = {

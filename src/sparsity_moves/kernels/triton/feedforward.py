@@ -250,7 +250,7 @@ class _FeedForward(torch.autograd.Function):
         return d_x, d_w_in, d_w_up, d_b_in, d_w_out, d_b_out, d_gates, None, None, None
 
 
-def feed_forward(
+def masked(
     ffn: FeedForward, p: Parameters, name: str, x: Float[Tensor, "M N D"], routing: Routing | None
 ) -> Float[Tensor, "M N D"]:
     """The FFN's output; equal to `model.feedforward`'s masked form up to rounding."""

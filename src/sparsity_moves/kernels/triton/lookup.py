@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparsity_moves.kernels.triton.linear import precision
+from sparsity_moves.kernels.triton.segments import Segments, sum_segments
 
 
 @triton.jit
@@ -128,21 +129,26 @@ def sum_rows(
         BLOCK_B=64,
         BLOCK_F=block_f,
     )
-    total = out[0] if parts == 1 else out.sum(0)
+    return everywhere(out[0] if parts == 1 else out.sum(0), start, length)
+
+
+def everywhere(total: Float[Tensor, "M P V F"], start: int, length: int) -> Float[Tensor, "M S F"]:
+    """A table's gradient from that of its rows at some positions; nobody looked at the others."""
+    models, positions, vocabulary, width = total.shape
     if positions == length:
-        return total.view(models, size, width)
-    full = gradient.new_zeros(models, length, vocabulary, width)
+        return total.flatten(1, 2)
+    full = total.new_zeros(models, length, vocabulary, width)
     full[:, start : start + positions] = total
-    return full.view(models, size, width)
+    return full.flatten(1, 2)
 
 
 class _Lookup(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, table: Tensor, index: Tensor, start: int, end: int) -> Tensor:
+    def forward(ctx: Any, table: Tensor, index: Tensor, start: int, end: int, by: Segments | None) -> Tensor:
         models, rows, width = table.shape
         batch, length = index.shape[1:]
         ctx.save_for_backward(index)
-        ctx.start, ctx.size = start, rows
+        ctx.start, ctx.size, ctx.by = start, rows, by
         out = table.new_empty(models, batch, end - start, width)
         padded = triton.next_power_of_2(width)
         block = max(1, 4096 // padded)
@@ -165,12 +171,22 @@ class _Lookup(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (index,) = ctx.saved_tensors
-        return sum_rows(gradients[0], index, ctx.start, ctx.size), None, None, None
+        if ctx.by is None:
+            total = sum_rows(gradients[0], index, ctx.start, ctx.size)
+        else:
+            total = everywhere(sum_segments(gradients[0], ctx.by, ctx.start), ctx.start, index.shape[-1])
+        return total, None, None, None, None
 
 
 def lookup(
-    table: Float[Tensor, "M S D"], index: Int[Tensor, "M B T"], positions: tuple[int, ...]
+    table: Float[Tensor, "M S D"],
+    index: Int[Tensor, "M B T"],
+    positions: tuple[int, ...],
+    by: Segments | None = None,
 ) -> Float[Tensor, "M B P D"]:
-    """Rows `index[m, b, p]` of model m's table, at neighbouring positions."""
-    out: Tensor = _Lookup.apply(table, index, positions[0], positions[-1] + 1)
+    """Rows `index[m, b, p]` of model m's table, at neighbouring positions.
+
+    With `by`, the gradient is right for the sequences that it orders alone, and quicker.
+    """
+    out: Tensor = _Lookup.apply(table, index, positions[0], positions[-1] + 1, by)
     return out

@@ -1,7 +1,7 @@
 """Train what the store misses: shards of a fleet each, over the processors there are.
 
-`planning` says what is to be trained, in which shards; `worker` trains one; `local` and `on_ray` are the two places
-where workers run; `progress` shows how far they are. This file hands shards to an engine, whichever it is.
+`planning` says what is to be trained, in which shards; `worker` trains one; `local`, `on_gpus` and `on_ray` are the
+places where workers run; `progress` shows how far they are. This file hands shards to an engine, whichever it is.
 """
 
 from __future__ import annotations
@@ -60,6 +60,10 @@ def start(
         return RayEngine(store, checkpoints, workers, address)
     if address is not None:
         raise UserError("an address is a Ray cluster's: it needs --engine ray")
+    from sparsity_moves.studies.engine.on_gpus import GpuEngine, visible_gpus
+
+    if gpus := visible_gpus():
+        return GpuEngine(store, checkpoints, workers, keep_every, gpus)
     from sparsity_moves.studies.engine.local import LocalEngine
 
     return LocalEngine(store, checkpoints, workers, keep_every)
@@ -86,7 +90,7 @@ def run(
         store: where they are looked for and put.
         engine: processes of this machine, or workers of a Ray cluster.
         address: the cluster's; one is started on this machine unless given.
-        workers: shards in training at once; as many as there are cores or GPUs unless given.
+        workers: shards in training at once; as many as there are cores, or a few a GPU, unless given.
         stack: models a fleet, at most; `STACK` unless given.
         checkpoints: moments whose parameters are kept; those that `keeping` says unless given.
         moment: one whose parameters are wanted, and then all are kept: a run that is stored without them is

@@ -1,4 +1,4 @@
-"""The local engine: a process a core, each with one thread; with NVIDIA GPUs a process a GPU, pinned to it.
+"""The local engine where there is no GPU: a process a core, each with one thread.
 
 A shard's runs are measured and stored by the process that trained them, so that a killed run loses the shards in
 flight and no more; of a long one no more than what came after its last state.
@@ -17,22 +17,18 @@ from multiprocessing import get_context
 from queue import Empty
 from typing import Any
 
-import torch
-
 from sparsity_moves.errors import UserError
 from sparsity_moves.store import Store
 from sparsity_moves.studies.engine.planning import Shard
-from sparsity_moves.studies.engine.worker import cores, prepare, train_shard, unfinished
+from sparsity_moves.studies.engine.worker import cores, prepare, train_and_store
 
 _heard: Any = None
 
 
-def _begin(heard: Any, gpus: Any, parent: int) -> None:
-    """Start of a worker: its own GPU if there are any, and an end when the parent ends, however it does."""
+def _begin(heard: Any, parent: int) -> None:
+    """Start of a worker, and its end when the parent ends, however it does."""
     global _heard
     _heard = heard
-    if gpus is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus.get()
     prepare()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
 
@@ -48,40 +44,23 @@ def _work(
     number: int, shard: Shard, store: Store, checkpoints: Collection[str] | None, keep_every: float
 ) -> int:
     """Train, measure and store one shard."""
-    left = unfinished(shard, store)
-
-    def tell(part: float | str) -> None:
-        _heard.put((number, part))
-
-    for spec_id, files in train_shard(shard, checkpoints, tell, 0.2, left, keep_every, tell):
-        store.put(spec_id, files)
-    left.remove()
+    train_and_store(shard, store, checkpoints, keep_every, lambda part: _heard.put((number, part)))
     return number
-
-
-def visible_gpus() -> list[str]:
-    """The names by which `CUDA_VISIBLE_DEVICES` knows the GPUs that this process may use."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = given.split(",") if given else [str(i) for i in range(torch.cuda.device_count())]
-    return names[: torch.cuda.device_count()]
 
 
 class LocalEngine:
     """Processes of this machine. See `Engine` for what the methods promise."""
 
+    device = "cpu"
+
     def __init__(
         self, store: Store, checkpoints: Collection[str] | None, workers: int | None, keep_every: float
     ) -> None:
         self.store, self.checkpoints, self.keep_every = store, checkpoints, keep_every
-        gpus = visible_gpus()
-        self.device = "cuda" if gpus else "cpu"
-        self.slots = min(workers or len(gpus), len(gpus)) if gpus else workers or cores()
+        self.slots = workers or cores()
         context = get_context("spawn")
         self.heard = context.Queue()
-        names = context.Queue() if gpus else None
-        for name in gpus[: self.slots]:
-            names.put(name)  # type: ignore[union-attr]
-        self.pool = ProcessPoolExecutor(self.slots, context, _begin, (self.heard, names, os.getpid()))
+        self.pool = ProcessPoolExecutor(self.slots, context, _begin, (self.heard, os.getpid()))
         self.pending: set[Future[int]] = set()
 
     def submit(self, number: int, shard: Shard) -> None:

@@ -71,6 +71,20 @@ def unfinished(shard: Shard, store: Store) -> Unfinished:
     return Unfinished(store.root, shard.spec_ids, about)
 
 
+def train_and_store(
+    shard: Shard,
+    store: Store,
+    checkpoints: Collection[str] | None,
+    keep_every: float,
+    tell: Callable[[float | str], None],
+) -> None:
+    """Train, measure and store one shard; `tell` hears the share done, and sentences."""
+    left = unfinished(shard, store)
+    for spec_id, files in train_shard(shard, checkpoints, tell, 0.2, left, keep_every, tell):
+        store.put(spec_id, files)
+    left.remove()
+
+
 def train_shard(
     shard: Shard,
     checkpoints: Collection[str] | None,

@@ -1,0 +1,77 @@
+"""Does the trainer in the page find what the Python fleet finds? no-FFN accuracy over 20 seeds, at the same settings.
+
+    python benchmarks/lab_agreement.py                         four experts; some minutes on two cores
+    python benchmarks/lab_agreement.py --experts 1 4 8         dense, four and eight
+
+The two draw their weights and batches from different generators, so that only distributions can agree: the table
+gives both means with their intervals, and the interval of the difference (Welch), which should hold zero. Three
+settings are looked at, so each difference has an interval of 1 - 0.05 / 3 (Bonferroni).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from scipy.stats import ttest_ind
+
+from sparsity_moves.studies.statistics import interval
+from sparsity_moves.training import Spec, train
+from sparsity_moves.widgets.lab.host import NO_FFN, Host
+from sparsity_moves.widgets.lab.recipes import spec_of
+
+RESULT = Path(__file__).parent / "results" / "lab_agreement.json"
+
+
+def in_the_lab(spec: Spec) -> float:
+    """no-FFN accuracy at the last step of a run in the page's trainer."""
+    host = Host(spec)
+    host.call("initialise", spec.seed)
+    for step in range(spec.steps):
+        host.call("draw_batch", spec.batch)
+        host.differentiate(spec.batch)
+        host.update(spec.learning_rate * min(1.0, (spec.steps - step) / spec.decay))
+    return host.evaluate(NO_FFN)[0]
+
+
+def in_python(specs: list[Spec]) -> list[float]:
+    """The same of a fleet."""
+    return [run.curve["no_ffn_accuracy"][-1] for run in train(specs)]  # type: ignore[misc]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--experts", type=int, nargs="+", default=[4])
+    asked = parser.parse_args()
+    seeds, level = asked.seeds, 1 - 0.05 / len(asked.experts)
+    table = Table("setting", "lab", "Python", f"difference, {level:.1%} interval", "agree")
+    found = {}
+    for experts in asked.experts:
+        name = f"{experts} experts" if experts > 1 else "dense"
+        specs = [dataclasses.replace(spec_of({"experts": experts}), seed=seed) for seed in range(seeds)]
+        lab = [in_the_lab(spec) for spec in track(specs, f"{name}, in the lab")]
+        fleet = in_python(specs)
+        low, high = ttest_ind(lab, fleet, equal_var=False).confidence_interval(level)
+        found[name] = {"lab": lab, "python": fleet, "difference": [float(low), float(high)]}
+
+        def shown(values: list[float]) -> str:
+            ends = interval(values) or (float("nan"), float("nan"))
+            return f"{sum(values) / len(values):.1%} [{ends[0]:.1%}, {ends[1]:.1%}]"
+
+        table.add_row(
+            name, shown(lab), shown(fleet), f"[{low:.1%}, {high:.1%}]", "yes" if low <= 0 <= high else "NO"
+        )
+    RESULT.write_text(json.dumps({"seeds": seeds, "level": level, "no_ffn_accuracy": found}, indent=1) + "\n")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Matched in what? No-FFN accuracy against parameters in total, those that a token meets, or FLOPs."""
+
+import altair as alt
+import polars as pl
+
+from sparsity_moves.figures.book_renderer import Figure, show
+from sparsity_moves.figures.prose import Text
+from sparsity_moves.figures.strips import checkpoint, marks, nothing_yet, selected
+from sparsity_moves.figures.summary import summaries
+from sparsity_moves.figures.theme import arm_colours, arm_label, arm_shapes
+from sparsity_moves.studies.argument import Argument
+
+ARMS = (
+    "dense",
+    "narrow",
+    "glu",
+    "glu_bilinear",
+    "moe",
+    "moe_active",
+    "moe_top2",
+    "moe_glu",
+    "moe_glu_active",
+)
+MATCHED = {
+    "active_parameters": "parameters a token meets",
+    "parameters": "parameters in total",
+    "flops_per_token": "FLOPs a token",
+}
+
+
+def matching(argument: Argument, task: str = "add7") -> Figure | Text:
+    """A cloud of seeds and a mean an arm; the axis is what one would match."""
+    rows = argument.moments(task, ARMS)
+    if rows.is_empty():
+        return nothing_yet("This comparison")
+    there = [arm for arm in ARMS if arm in set(rows["arm"])]
+    models = rows.select(
+        pl.col("arm").map_elements(arm_label, return_dtype=pl.String),
+        "seed",
+        "moment",
+        *MATCHED,
+        (pl.col("no_ffn_accuracy") * 100).round(1).alias("percent"),
+    )
+    means = summaries(models, ["arm", "moment", *MATCHED], "percent").with_columns(
+        pl.col("mean", "low", "high").round(1)
+    )
+    x = alt.X(
+        "size:Q",
+        title="Size of the whole model",
+        axis=alt.Axis(tickCount=5),
+        scale=alt.Scale(zero=False, nice=False, padding=18),
+    )
+    scale = alt.Scale(domain=[0, 100])
+    colour = alt.Color(
+        "arm:N",
+        scale=arm_colours(there),
+        legend=alt.Legend(title=None, orient="top", columns=3, symbolOpacity=1),
+    )
+    shape = alt.Shape("arm:N", scale=arm_shapes(there))
+    here = "datum.moment == checkpoint"
+    tips = [
+        alt.Tooltip("arm:N", title="FFN"),
+        alt.Tooltip("mean:Q", title="mean (%)"),
+        alt.Tooltip("low:Q", title="95 % CI from"),
+        alt.Tooltip("high:Q", title="to"),
+        alt.Tooltip("n:Q", title="seeds"),
+        *(alt.Tooltip(f"{name}:Q", title=words, format=",") for name, words in MATCHED.items()),
+    ]
+    size = {"size": "datum[matched]"}
+    average = alt.Chart(means).transform_filter(here).transform_calculate(**size)
+    chart = alt.layer(
+        alt.Chart(models)
+        .transform_filter(here)
+        .transform_calculate(**size)
+        .mark_point(filled=False, size=14, opacity=0.35)
+        .encode(
+            x,
+            alt.Y("percent:Q"),
+            colour,
+            shape,
+            tooltip=[alt.Tooltip("arm:N", title="FFN"), "seed:O", "percent:Q"],
+        ),
+        average.mark_rule(strokeWidth=2.5).encode(x, alt.Y("low:Q"), alt.Y2("high:Q"), tooltip=tips),
+        average.mark_point(filled=True, size=130, opacity=1).encode(
+            x, alt.Y("mean:Q", title="Accuracy without the FFN (%)", scale=scale), colour, shape, tooltip=tips
+        ),
+    ).properties(width=470, height=340)
+    return show(
+        chart.add_params(selected("matched", "Along the axis:", MATCHED), checkpoint(rows)),
+        name="matching",
+        caption=(
+            "The same models laid out by what one could match. If that size decided, all would lie on one curve. "
+            "Large symbols: means. " + marks(rows, None).replace("tick and bar", "symbol and bar")
+        ),
+        alt="Accuracy without the FFN against model size: "
+        + ", ".join(
+            f"{arm} {mean:.0f} % at {active} active parameters"
+            for arm, mean, active in means.filter(moment="first_best")
+            .select("arm", "mean", "active_parameters")
+            .iter_rows()
+        )
+        + ".",
+        data=models,
+    )

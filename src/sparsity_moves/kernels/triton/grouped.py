@@ -1,0 +1,449 @@
+"""Only the open experts: tokens in the order of their expert, a few at a time through the whole of it.
+
+A program takes the tokens of one chunk to their output without writing a hidden unit; going back it computes the
+hidden units again, and writes them and their gradients once, for the matrices' gradients. A dense layer of E
+times the width moves E / k times as much. Sums run in a fixed order.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sparsity_moves.kernels.triton.feedforward import CODES, _phi, _phi_slope, masked
+from sparsity_moves.kernels.triton.linear import precision
+from sparsity_moves.kernels.triton.segments import add_chunks
+from sparsity_moves.model.architecture import FeedForward, Parameters
+from sparsity_moves.model.routing import Routing
+
+CHUNK, SLICE = 128, 32
+"""Assignments a program takes through its expert, and hidden units it holds at once; half of both from 129 wide on,
+or they would not fit a multiprocessor."""
+TILE = 128
+"""Rows and columns of a matrix's gradient that a program sums."""
+
+
+class Dispatch(NamedTuple):
+    """Every model's assignments in the order of their expert, cut into chunks of one expert's."""
+
+    order: Int[Tensor, "M A"]
+    """Assignment: token · k + how many of the token's experts come before this one."""
+    chunks: Int[Tensor, "M E_and_one"]
+    """Expert e's chunks are chunks[e] to chunks[e + 1] - 1."""
+    first: Int[Tensor, "M C"]
+    last: Int[Tensor, "M C"]
+    expert: Int[Tensor, "M C"]
+
+
+@triton.jit
+def _dispatch(
+    chosen, order, chunks, first, last, expert, N, C, E: tl.constexpr, EP: tl.constexpr, TOP: tl.constexpr,
+    CP: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    mine = tl.program_id(0)
+    m = tl.program_id(1).to(tl.int64)
+    e = tl.arange(0, EP)
+    counts = tl.zeros((EP,), tl.int32)
+    for start in range(0, N, BLOCK):
+        n = start + tl.arange(0, BLOCK)
+        tile = tl.load(
+            chosen + (m * N + n)[:, None] * E + e[None, :], mask=(n < N)[:, None] & (e < E)[None, :], other=0
+        )
+        counts += tl.sum(tile.to(tl.int32), axis=0)
+    begins = tl.cumsum(counts, 0) - counts
+    place = tl.sum(tl.where(e == mine, begins, 0), axis=0)
+    for start in range(0, N, BLOCK):
+        n = start + tl.arange(0, BLOCK)
+        tile = tl.load(
+            chosen + (m * N + n)[:, None] * E + e[None, :], mask=(n < N)[:, None] & (e < E)[None, :], other=0
+        )
+        tile = tile.to(tl.int32)
+        own = tl.sum(tl.where(e[None, :] == mine, tile, 0), axis=1)
+        slot = tl.sum(tl.where(e[None, :] < mine, tile, 0), axis=1)
+        to = place + tl.cumsum(own, 0) - own
+        tl.store(order + m * N * TOP + to, n * TOP + slot, mask=own == 1)
+        place += tl.sum(own, axis=0)
+    if mine == 0:
+        wanted = (counts + CHUNK - 1) // CHUNK
+        until = tl.cumsum(wanted, 0)
+        tl.store(chunks + m * (E + 1) + e, until - wanted, mask=e < E)
+        tl.store(chunks + m * (E + 1) + e + 1, until, mask=e == E - 1)
+        c = tl.arange(0, CP)
+        whose = tl.minimum(tl.sum((until[None, :] <= c[:, None]).to(tl.int32), axis=1), E - 1)
+        is_whose = e[None, :] == whose[:, None]
+        number = c - tl.sum(tl.where(is_whose, (until - wanted)[None, :], 0), axis=1)
+        begin = tl.sum(tl.where(is_whose, begins[None, :], 0), axis=1)
+        count = tl.sum(tl.where(is_whose, counts[None, :], 0), axis=1)
+        from_here = tl.minimum(number * CHUNK, count)
+        tl.store(first + m * C + c, begin + from_here, mask=c < C)
+        tl.store(last + m * C + c, begin + tl.minimum(from_here + CHUNK, count), mask=c < C)
+        tl.store(expert + m * C + c, whose, mask=c < C)
+
+
+def dispatch(chosen: Float[Tensor, "M N E"], top_k: int, chunk: int) -> Dispatch:
+    """Chunks of at most so many assignments, from who chose whom; each token has k experts."""
+    models, tokens, experts = chosen.shape
+    count = experts + triton.cdiv(tokens * top_k, chunk)
+    sizes = (tokens * top_k, experts + 1, count, count, count)
+    parts = [chosen.new_empty(models, size, dtype=torch.int32) for size in sizes]
+    _dispatch[(experts, models)](
+        chosen.contiguous(), *parts, tokens, count, E=experts, EP=triton.next_power_of_2(experts), TOP=top_k,
+        CP=triton.next_power_of_2(count), CHUNK=chunk, BLOCK=1024,
+    )  # fmt: skip
+    return Dispatch(*parts)
+
+
+@triton.jit
+def _through(
+    x,
+    in_t,
+    up_t,
+    b_in,
+    out_t,
+    b_out,
+    gates,
+    order,
+    first,
+    last,
+    expert,
+    y,
+    N,
+    C,
+    E: tl.constexpr,
+    TOP: tl.constexpr,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    W: tl.constexpr,
+    ACT: tl.constexpr,
+    GATED: tl.constexpr,
+    BIASED: tl.constexpr,
+    WEIGHED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    CHUNK: tl.constexpr,
+    SLICE: tl.constexpr,
+):
+    """One chunk's outputs, a row an assignment."""
+    m = tl.program_id(1).to(tl.int64)
+    c = m * C + tl.program_id(0)
+    begin = tl.load(first + c)
+    end = tl.load(last + c)
+    if begin < end:
+        e = tl.load(expert + c)
+        i = begin + tl.arange(0, CHUNK)
+        here = i < end
+        assigned = tl.load(order + m * N * TOP + i, mask=here, other=0)
+        n = m * N + assigned // TOP
+        d = tl.arange(0, DP)
+        wide = here[:, None] & (d < D)[None, :]
+        tile = tl.load(x + n[:, None] * D + d[None, :], mask=wide, other=0.0)
+        out = tl.zeros((CHUNK, DP), tl.float32)
+        for start in range(0, W, SLICE):
+            unit = start + tl.arange(0, SLICE)
+            inside = unit < W
+            across = ((m * E + e) * W + unit)[:, None] * D + d[None, :]
+            sides = inside[:, None] & (d < D)[None, :]
+            h = tl.dot(
+                tile, tl.trans(tl.load(in_t + across, mask=sides, other=0.0)), input_precision=PRECISION
+            )
+            if BIASED:
+                h += tl.load(b_in + (m * E + e) * W + unit, mask=inside, other=0.0)[None, :]
+            h = _phi(h, ACT)
+            if GATED:
+                h *= tl.dot(
+                    tile, tl.trans(tl.load(up_t + across, mask=sides, other=0.0)), input_precision=PRECISION
+                )
+            down = out_t + m * (D * E * W) + d[:, None] * (E * W) + e * W + unit[None, :]
+            back = tl.load(down, mask=(d < D)[:, None] & inside[None, :], other=0.0)
+            out += tl.dot(h, tl.trans(back), input_precision=PRECISION)
+        if BIASED:
+            out += tl.load(b_out + (m * E + e) * D + d, mask=d < D, other=0.0)[None, :]
+        if WEIGHED:
+            out *= tl.load(gates + n * E + e, mask=here, other=0.0)[:, None]
+        tl.store(y + (m * N * TOP + assigned)[:, None] * D + d[None, :], out, mask=wide)
+
+
+@triton.jit
+def _back(
+    x,
+    w_in,
+    w_up,
+    in_t,
+    up_t,
+    b_in,
+    w_out,
+    b_out,
+    gates,
+    order,
+    first,
+    last,
+    expert,
+    upstream,
+    x_t,
+    upstream_t,
+    hidden_t,
+    d_before_t,
+    d_up_t,
+    d_bias,
+    d_gates,
+    d_x,
+    N,
+    C,
+    E: tl.constexpr,
+    TOP: tl.constexpr,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    W: tl.constexpr,
+    ACT: tl.constexpr,
+    GATED: tl.constexpr,
+    BIASED: tl.constexpr,
+    WEIGHED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    CHUNK: tl.constexpr,
+    SLICE: tl.constexpr,
+):
+    """One chunk's gradients, a row an assignment. What the matrices' gradients are products of is written turned, a
+    column an assignment, CHUNK columns a chunk: those past its end have no gradient."""
+    m = tl.program_id(1).to(tl.int64)
+    c = m * C + tl.program_id(0)
+    begin = tl.load(first + c)
+    end = tl.load(last + c)
+    if begin < end:
+        e = tl.load(expert + c)
+        i = begin + tl.arange(0, CHUNK)
+        here = i < end
+        assigned = tl.load(order + m * N * TOP + i, mask=here, other=0)
+        n = m * N + assigned // TOP
+        d = tl.arange(0, DP)
+        wide = here[:, None] & (d < D)[None, :]
+        tile = tl.load(x + n[:, None] * D + d[None, :], mask=wide, other=0.0)
+        dy = tl.load(upstream + n[:, None] * D + d[None, :], mask=wide, other=0.0)
+        d_tile = tl.zeros((CHUNK, DP), tl.float32)
+        r = tl.arange(0, CHUNK).to(tl.int64)
+        column = (tl.program_id(0) * CHUNK + r)[:, None]
+        turned_d = (m * D + d)[None, :] * (C * CHUNK) + column
+        tl.store(x_t + turned_d, tile, mask=(d < D)[None, :])
+        tl.store(upstream_t + turned_d, dy, mask=(d < D)[None, :])
+        if WEIGHED:
+            gate = tl.load(gates + n * E + e, mask=here, other=0.0)
+            d_gate = tl.zeros((CHUNK,), tl.float32)
+            if BIASED:
+                bias = tl.load(b_out + (m * E + e) * D + d, mask=d < D, other=0.0)
+                d_gate += tl.sum(dy * bias[None, :], axis=1)
+        for start in range(0, W, SLICE):
+            unit = start + tl.arange(0, SLICE)
+            inside = unit < W
+            across = m * (D * E * W) + d[:, None] * (E * W) + e * W + unit[None, :]
+            sides = (d < D)[:, None] & inside[None, :]
+            inwards = ((m * E + e) * W + unit)[:, None] * D + d[None, :]
+            turned = inside[:, None] & (d < D)[None, :]
+            into = tl.load(w_in + across, mask=sides, other=0.0)
+            into_t = tl.load(in_t + inwards, mask=turned, other=0.0)
+            before = tl.dot(tile, tl.trans(into_t), input_precision=PRECISION)
+            if BIASED:
+                before += tl.load(b_in + (m * E + e) * W + unit, mask=inside, other=0.0)[None, :]
+            h = _phi(before, ACT)
+            slope = _phi_slope(before, ACT)
+            back = tl.load(w_out + inwards, mask=turned, other=0.0)
+            d_h = tl.dot(dy, tl.trans(back), input_precision=PRECISION)
+            to = (m * W + unit)[None, :] * (C * CHUNK) + column
+            if GATED:
+                up_into = tl.load(w_up + across, mask=sides, other=0.0)
+                up_into_t = tl.load(up_t + inwards, mask=turned, other=0.0)
+                up = tl.dot(tile, tl.trans(up_into_t), input_precision=PRECISION)
+                if WEIGHED:
+                    d_gate += tl.sum(d_h * h * up, axis=1)
+                    d_h *= gate[:, None]
+                d_u = d_h * h
+                tl.store(d_up_t + to, d_u, mask=inside[None, :])
+                d_tile += tl.dot(d_u, tl.trans(up_into), input_precision=PRECISION)
+                h *= up
+                d_b = d_h * up * slope
+            else:
+                if WEIGHED:
+                    d_gate += tl.sum(d_h * h, axis=1)
+                    d_h *= gate[:, None]
+                d_b = d_h * slope
+            if WEIGHED:
+                h *= gate[:, None]
+            tl.store(hidden_t + to, h, mask=inside[None, :])
+            tl.store(d_before_t + to, d_b, mask=inside[None, :])
+            if BIASED:
+                tl.store(d_bias + c * W + unit, tl.sum(d_b, axis=0), mask=inside)
+            d_tile += tl.dot(d_b, tl.trans(into), input_precision=PRECISION)
+        if WEIGHED:
+            tl.store(d_gates + n * E + e, d_gate, mask=here)
+        tl.store(d_x + (m * N * TOP + assigned)[:, None] * D + d[None, :], d_tile, mask=wide)
+
+
+@triton.jit
+def _matrix(
+    tokens_t,
+    units_t,
+    chunks,
+    out,
+    C,
+    E: tl.constexpr,
+    D: tl.constexpr,
+    W: tl.constexpr,
+    ALONG_D: tl.constexpr,
+    ALONG_W: tl.constexpr,
+    OF_EXPERT: tl.constexpr,
+    PARTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    HELD: tl.constexpr,
+):
+    """Part of one expert's tokensᵀ units, (D, W)."""
+    across: tl.constexpr = (W + BLOCK_W - 1) // BLOCK_W
+    d = tl.program_id(0) // across * BLOCK_D + tl.arange(0, BLOCK_D)
+    w = tl.program_id(0) % across * BLOCK_W + tl.arange(0, BLOCK_W)
+    e = tl.program_id(1)
+    m = (tl.program_id(2) // PARTS).to(tl.int64)
+    part = tl.program_id(2) % PARTS
+    begin = tl.load(chunks + m * (E + 1) + e)
+    end = tl.load(chunks + m * (E + 1) + e + 1)
+    share = (end - begin + PARTS - 1) // PARTS
+    begin += part * share
+    end = tl.minimum(begin + share, end)
+    total = tl.zeros((BLOCK_D, BLOCK_W), tl.float32)
+    held = tl.arange(0, HELD)
+    for start in range(begin * CHUNK, end * CHUNK, HELD):
+        place = tokens_t + (m * D + d)[:, None] * (C * CHUNK) + start + held[None, :]
+        t = tl.load(place, mask=(d < D)[:, None], other=0.0)
+        place = units_t + (m * W + w)[:, None] * (C * CHUNK) + start + held[None, :]
+        u = tl.load(place, mask=(w < W)[:, None], other=0.0)
+        total += tl.dot(t, tl.trans(u), input_precision=PRECISION)
+    to = out + (part * (tl.num_programs(2) // PARTS) + m) * (E * D * W) + e * OF_EXPERT
+    inside = (d < D)[:, None] & (w < W)[None, :]
+    tl.store(to + d[:, None] * ALONG_D + w[None, :] * ALONG_W, total, mask=inside)
+
+
+class _Grouped(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, w_in: Tensor, w_up: Tensor | None, b_in: Tensor | None, w_out: Tensor,
+        b_out: Tensor | None, gates: Tensor, chosen: Tensor, top_k: int, activation: str, weighed: bool,
+    ) -> Tensor:  # fmt: skip
+        models, tokens, d_model = x.shape
+        experts = gates.shape[-1]
+        width = w_in.shape[-1] // experts
+        x, gates = x.contiguous(), gates.contiguous()
+        # What a program holds of tokens and matrices must fit the multiprocessor's shared memory.
+        chunk, piece = (CHUNK, SLICE) if d_model <= 128 else (CHUNK // 2, SLICE // 2)
+        by = dispatch(chosen, top_k, chunk)
+        ctx.settings = {
+            "E": experts,
+            "TOP": top_k,
+            "D": d_model,
+            "DP": triton.next_power_of_2(d_model),
+            "W": width,
+            "ACT": CODES[activation],
+            "GATED": w_up is not None,
+            "BIASED": b_in is not None,
+            "WEIGHED": weighed,
+            "PRECISION": precision(),
+            "CHUNK": chunk,
+            "SLICE": min(piece, max(16, triton.next_power_of_2(width))),
+        }
+        y = x.new_empty(models, tokens, top_k, d_model)
+        count = by.first.shape[1]
+        in_t, out_t = (w.transpose(1, 2).contiguous() for w in (w_in, w_out))
+        up_t = x if w_up is None else w_up.transpose(1, 2).contiguous()
+        # A pointer that the settings leave unread may be any.
+        w_up = x if w_up is None else w_up.contiguous()
+        b_in, b_out = (x if b is None else b.contiguous() for b in (b_in, b_out))
+        _through[(count, models)](
+            x, in_t, up_t, b_in, out_t, b_out, gates, by.order, by.first, by.last, by.expert, y, tokens, count,
+            **ctx.settings, num_warps=4, num_stages=1,
+        )  # fmt: skip
+        matrices = (w_in.contiguous(), w_up, in_t, up_t, w_out.contiguous())
+        ctx.save_for_backward(x, *matrices, b_in, b_out, gates, *by)
+        return y.view(models, tokens, d_model) if top_k == 1 else y.sum(2)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        x, *matrices, b_in, b_out, gates, order, chunks, first, last, expert = ctx.saved_tensors
+        by, of = Dispatch(order, chunks, first, last, expert), ctx.settings
+        upstream = gradients[0].contiguous()
+        models, tokens, d_model = x.shape
+        experts, top_k, width = of["E"], of["TOP"], of["W"]
+        count = by.first.shape[1]
+        columns = count * of["CHUNK"]
+        hidden_t = x.new_empty(models, width, columns)
+        d_before_t = torch.empty_like(hidden_t)
+        d_up_t = torch.empty_like(hidden_t) if of["GATED"] else None
+        x_t = x.new_empty(models, d_model, columns)
+        upstream_t = torch.empty_like(x_t)
+        d_bias = x.new_empty(models, count, width)
+        d_gates = torch.zeros_like(gates) if of["WEIGHED"] else None
+        d_x = x.new_empty(models, tokens, top_k, d_model)
+        w_in, w_up, in_t, up_t, w_out = matrices
+        _back[(count, models)](
+            x, w_in, w_up, in_t, up_t, b_in, w_out, b_out, gates, by.order, by.first, by.last, by.expert, upstream,
+            x_t, upstream_t, hidden_t, d_before_t, x if d_up_t is None else d_up_t, d_bias,
+            x if d_gates is None else d_gates, d_x, tokens, count, **of, num_warps=of["CHUNK"] // 16, num_stages=1,
+        )  # fmt: skip
+
+        def matrix(rows: Tensor, units: Tensor, outwards: bool) -> Tensor:
+            block_d = min(TILE, of["DP"])
+            block_w = min(TILE, max(16, triton.next_power_of_2(width)))
+            tiles = triton.cdiv(d_model, block_d) * triton.cdiv(width, block_w)
+            # Experts are rarely of one size: without parts, the device waits for the largest.
+            parts = max(1, min(16, 2112 // (models * experts * tiles), tokens * top_k // 512))
+            shape = (models, experts, width, d_model) if outwards else (models, d_model, experts, width)
+            out = x.new_empty(parts, *shape)
+            _matrix[(tiles, experts, models * parts)](
+                rows, units, by.chunks, out, count, E=experts, D=d_model, W=width,
+                ALONG_D=1 if outwards else experts * width, ALONG_W=d_model if outwards else 1,
+                OF_EXPERT=width * d_model if outwards else width, PARTS=parts,
+                PRECISION=of["PRECISION"], CHUNK=of["CHUNK"], BLOCK_D=block_d, BLOCK_W=block_w, HELD=32,
+                num_warps=8, num_stages=3,
+            )  # fmt: skip
+            total: Tensor = out[0] if parts == 1 else out.sum(0)
+            return total
+
+        d_w_in = matrix(x_t, d_before_t, False).flatten(2)
+        d_w_up = None if d_up_t is None else matrix(x_t, d_up_t, False).flatten(2)
+        d_w_out = matrix(upstream_t, hidden_t, True).flatten(1, 2)
+        d_b_in = d_b_out = None
+        if of["BIASED"]:
+            d_b_in = add_chunks(d_bias[:, None], by.chunks[:, None], 0)[:, 0].flatten(1)
+            d_b_out = gates.transpose(1, 2) @ upstream
+        d_x = d_x.view_as(x) if top_k == 1 else d_x.sum(2)
+        return d_x, d_w_in, d_w_up, d_b_in, d_w_out, d_b_out, d_gates, None, None, None, None
+
+
+def open_experts(
+    ffn: FeedForward, p: Parameters, name: str, x: Float[Tensor, "M N D"], routing: Routing
+) -> Float[Tensor, "M N D"]:
+    """The FFN's output, of the chosen experts alone; equal to `model.feedforward`'s masked form up to rounding."""
+    out: Tensor = _Grouped.apply(
+        x,
+        p[name + "w_in"],
+        p.get(name + "w_up"),
+        p.get(name + "b_in"),
+        p[name + "w_out"],
+        p.get(name + "b_out"),
+        routing.gates.flatten(1, 2),
+        routing.chosen.detach().flatten(1, 2),
+        ffn.top_k,
+        ffn.activation,
+        not ffn.plain_gates,
+    )
+    return out
+
+
+def feed_forward(
+    ffn: FeedForward, p: Parameters, name: str, x: Float[Tensor, "M N D"], routing: Routing | None
+) -> Float[Tensor, "M N D"]:
+    """The FFN's output: of the open experts where half of them or fewer are, else masked."""
+    if routing is None or 2 * ffn.top_k > ffn.experts:
+        return masked(ffn, p, name, x, routing)
+    return open_experts(ffn, p, name, x, routing)

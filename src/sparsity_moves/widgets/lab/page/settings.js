@@ -1,0 +1,91 @@
+// What a reader can set, and what it means for the trainer. CONFIG comes from Python (`recipes.page_config`).
+
+export function defaults(task = CONFIG.controls[0].value) {
+  const values = Object.fromEntries(CONFIG.controls.map((control) => [control.name, control.value]));
+  return { ...values, task, weight_decay: CONFIG.tasks[task].weightDecay };
+}
+
+// "task:add7;experts:8" as a setting; null unless every part is a control with one of its values.
+export function readSetting(text) {
+  if (typeof text !== "string" || text.length > 300) return null;
+  const given = {};
+  for (const part of text.split(";")) {
+    const [, name, value] = /^([a-z_]+):([a-z0-9_.]+)$/.exec(part) ?? [];
+    const control = CONFIG.controls.find((one) => one.name === name);
+    const chosen = control?.values.find((one) => String(one) === value);
+    if (chosen === undefined || Object.hasOwn(given, name)) return null;
+    given[name] = chosen;
+  }
+  return { ...defaults(given.task), ...given };
+}
+
+export const writeSetting = (setting) =>
+  CONFIG.controls.map((control) => `${control.name}:${setting[control.name]}`).join(";");
+
+// Whether a control has any effect beside the others.
+export function applies(control, setting) {
+  if (control.needs === "experts") return setting.experts > 1 && !(control.name === "top_k" && setting.routing === "hash");
+  if (control.needs === "scores") return setting.experts > 1 && setting.routing !== "hash";
+  return true;
+}
+
+// The numbers that the trainer's `setup` takes, and those of the run; as `recipes.spec_of` in Python.
+export function runOf(setting) {
+  const task = CONFIG.tasks[setting.task];
+  const { experts, routing } = setting;
+  const gated = setting.ffn !== "mlp", several = experts > 1, hashed = several && routing === "hash";
+  let width = setting.width;
+  if (gated) width = Math.max(2, Math.floor(Math.floor((width * 2) / 3) / 2) * 2); // three matrices for two
+  if (gated && several) width = Math.floor(width / experts) * experts;
+  const router = !several ? 0 : hashed ? 3 : routing.endsWith("frozen") ? 2 : 1;
+  const gate = several && routing.startsWith("switch") ? 1 : 0;
+  const activation = setting.ffn === "bilinear" ? "none" : task.activation;
+  return {
+    ...task,
+    width,
+    experts,
+    topK: !several || hashed ? 1 : Math.min(setting.top_k, experts),
+    router,
+    gate,
+    gated: gated ? 1 : 0,
+    activation: ["relu", "gelu", "silu", "none"].indexOf(activation),
+    taskNumber: Object.keys(CONFIG.tasks).indexOf(setting.task),
+    balance: several && !hashed ? setting.balance : 0,
+    weightDecay: setting.weight_decay,
+    seed: setting.seed,
+  };
+}
+
+// The words for one value of a control.
+export const wordOf = (control, value) => control.words?.[control.values.indexOf(value)] ?? String(value);
+
+// One input as the reader types it: {tokens, words} or {problem}, one sentence.
+export function readInput(taskName, text) {
+  const task = CONFIG.tasks[taskName];
+  if (taskName === "add7") {
+    const [, digits] = /^\s*(\d{1,3})\s*(?:\+\s*7\s*)?$/.exec(text) ?? [];
+    if (digits === undefined) return { problem: "Type a number from 0 to 999, as in 497 + 7." };
+    const number = Number(digits), places = (n, many) => Array.from({ length: many }, (_, i) => Math.floor(n / 10 ** i) % 10);
+    const answer = places(number + 7, 4), tokens = [...places(number, 3), 11, ...answer];
+    return { tokens, targets: [...answer, 11], words: tokens.map((t) => (t === 11 ? "EOS" : String(t))) };
+  }
+  if (taskName === "modular_addition") {
+    const p = task.sizes[0], [, a, b] = /^\s*(\d{1,3})\s*\+\s*(\d{1,3})\s*$/.exec(text) ?? [];
+    if (a === undefined || a >= p || b >= p) return { problem: `Type two numbers from 0 to ${p - 1}, as in 44 + 29.` };
+    return { tokens: [Number(a), Number(b), p], targets: [(Number(a) + Number(b)) % p], words: [a, b, "="] };
+  }
+  const letters = text.toUpperCase().replace(/[\s,]/g, ""), last = String.fromCharCode(64 + task.vocabulary);
+  const tokens = [...letters].map((letter) => letter.charCodeAt(0) - 65);
+  if (tokens.length !== task.length || tokens.some((t) => !(t >= 0 && t < task.vocabulary)))
+    return { problem: `Type ${task.length} letters from A to ${last}, as in ABACADBB.` };
+  return { tokens, targets: tokens.map((t) => tokens.filter((u) => u === t).length - 1), words: [...letters] };
+}
+
+export const FIRST_INPUT = { add7: "497 + 7", modular_addition: "44 + 29", histogram: "ABACADBB" };
+
+// An answer's class as the reader sees it.
+export function answerWord(taskName, answer) {
+  if (taskName === "add7" && answer > 9) return answer === 11 ? "EOS" : "PAD";
+  if (taskName === "histogram") return String(answer + 1);
+  return taskName === "modular_addition" && answer === CONFIG.tasks[taskName].sizes[0] ? "=" : String(answer);
+}

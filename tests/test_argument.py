@@ -1,0 +1,387 @@
+"""The argument's chapters: figures and sentences from the committed tables, and from tables with planted answers."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from playwright.sync_api import Browser, Page
+
+from sparsity_moves import studies
+from sparsity_moves.figures import (
+    apart,
+    conditions,
+    decomposition,
+    grokking,
+    inside,
+    matching,
+    routers,
+    timeline,
+    undoing,
+)
+from sparsity_moves.figures.book_renderer import Figure, to_json
+from sparsity_moves.figures.prose import Text
+from sparsity_moves.figures.scoreboard import Scoreboard
+from sparsity_moves.figures.strips import strip
+from sparsity_moves.figures.told import NOT_YET, Teller
+from sparsity_moves.store import Store
+from sparsity_moves.studies.argument import Argument
+from sparsity_moves.studies.evidence import Evidence
+
+ROOT = Path(__file__).parents[1]
+SHARE = {
+    "dense": 0.1,
+    "narrow": 0.25,
+    "moe_active": 0.2,
+    "moe_hash_context": 0.4,
+    "moe_frozen": 0.48,
+    "moe": 0.5,
+}
+"""No-FFN accuracy of each arm in the planted tables."""
+
+
+def planted(share: dict[str, float] = SHARE, number: int = 6, profile: str = "paper") -> Evidence:
+    """Runs of addition whose no-FFN accuracy is known: the arm's share, more in later seeds, twice it at the end."""
+    rows: list[dict[str, Any]] = []
+    lines, settings = [], {}
+    for name, left in share.items():
+        for place, seed in enumerate(studies.seeds(number)):
+            base = name.removesuffix("_norm")
+            spec = studies.arm(
+                base, profile, "add7", seed, **({"norm": "rms"} if name.endswith("norm") else {})
+            )  # type: ignore[arg-type]
+            settings[spec.spec_id] = {"arm": name, "seed": seed}
+            own = {
+                field: getattr(spec, field)
+                for field in ("task", "seed", "profile", "digits", "addend", "steps")
+            }
+            own |= {
+                "spec_id": spec.spec_id,
+                "arm": name,
+                "study": "controls",
+                "parameters": 10,
+                "flops_per_token": 20,
+            }
+            own |= {"active_parameters": 5, "accuracy": 1.0, "router_nmi": 0.3, "test_accuracy": 1.0}
+            for moment, step in (("first_best", 200), ("final", 400)):
+                value = min(1.0, (left + 0.01 * place) * (2 if moment == "final" else 1))
+                same = dict.fromkeys(("no_ffn_accuracy", "mean_ffn_accuracy", "resample_ffn_accuracy"), value)
+                rows.append(own | same | {"moment": moment, "step": step})
+                lines.append({"spec_id": spec.spec_id, "step": step, "no_ffn_accuracy": value})
+    return Evidence(pl.DataFrame(rows, infer_schema_length=None), settings, pl.DataFrame(lines))
+
+
+@pytest.fixture(scope="module")
+def real() -> Argument:
+    return Argument(Evidence.of(Store(ROOT / "results" / "paper")))
+
+
+@pytest.fixture(scope="module")
+def known() -> Argument:
+    return Argument(planted())
+
+
+def drawn(figure: Figure | Text) -> Figure:
+    assert isinstance(figure, Figure), figure
+    return figure
+
+
+def data(figure: Figure | Text) -> pl.DataFrame:
+    return pl.read_csv(drawn(figure).csv.encode(), infer_schema_length=None)
+
+
+class TestRuns:
+    def test_the_reader_trains_the_controls_that_the_chapters_name(self) -> None:
+        names = {name for name, _ in studies.argument.study("laptop").runs}
+        assert {"moe_active", "moe_hash_context", "moe_switch_frozen", "dense_norm", "moe_held_out"} <= names
+
+    def test_an_arm_without_runs_is_left_out_and_named(self, known: Argument) -> None:
+        assert known.missing("add7", ("dense", "moe_top2")) == ["moe_top2"]
+        assert set(known.moments("add7", ("dense", "moe_top2"))["arm"]) == {"dense"}
+        assert known.missing("histogram", ("dense",)) == ["dense"]
+
+    def test_the_readers_runs_stand_beside_and_take_the_place_of_what_is_not_there(
+        self, known: Argument
+    ) -> None:
+        both = Argument(known.main, planted({"dense": 0.2}, profile="laptop"))
+        beside = both.beside("add7", ("dense", "moe"))
+        assert beside is not None
+        assert set(beside["profile"]) == {"laptop"}
+        assert both.profile == "paper"
+        assert known.beside("add7", ("dense",)) is None
+
+    def test_a_width_sweep_does_not_stand_for_an_arm(self) -> None:
+        """`moe_e8` at several widths is several settings; in `experts` it is one."""
+        main = planted({"dense": 0.1})
+        rows = main.rows.with_columns(pl.lit("moe_e8").alias("arm"))
+        other = rows.with_columns(pl.lit("sweep").alias("study"), ("w" + pl.col("spec_id")).alias("spec_id"))
+        more = {f"w{i}": own | {"width": 1} for i, own in main.settings.items()}
+        both = Evidence(pl.concat([rows, other]), main.settings | more, main.curves)
+        assert set(both.models("add7", "moe_e8")["study"]) == {"controls"}
+
+
+class TestDecomposition:
+    @pytest.mark.parametrize("which", ["real", "known"])
+    def test_the_parts_sum_to_the_whole_at_every_step(
+        self, which: str, request: pytest.FixtureRequest
+    ) -> None:
+        rows = data(decomposition.decomposition(request.getfixturevalue(which)))
+        assert rows["step"].n_unique() >= 2
+        for (_,), step in rows.group_by("step"):
+            sizes = dict(step.select("part", "size").iter_rows())
+            whole, first = sizes.pop("= the MoE"), sizes.pop("the dense layer")
+            assert sum(sizes.values()) == pytest.approx(whole - first, abs=0.05)
+
+    def test_the_parts_are_the_differences(self, known: Argument) -> None:
+        rows = data(decomposition.decomposition(known)).filter(pl.col("step") == 200)
+        sizes = dict(rows.select("part", "size").iter_rows())
+        assert sizes["+ less width a token"] == pytest.approx(15)
+        assert sizes["+ experts, dealt out at random"] == pytest.approx(15)
+        assert sizes["+ which is trained"] == pytest.approx(2)
+
+    def test_with_an_arm_missing_the_path_is_shorter_and_still_sums(self) -> None:
+        few = Argument(planted({name: SHARE[name] for name in ("dense", "narrow", "moe")}))
+        sizes = dict(
+            data(decomposition.decomposition(few)).filter(step=200).select("part", "size").iter_rows()
+        )
+        assert sizes["+ which is trained"] == pytest.approx(25)
+        assert isinstance(decomposition.decomposition(Argument(planted({"dense": 0.1}))), Text)
+
+    def test_two_causes_and_what_they_do_together(self, known: Argument) -> None:
+        shown = [
+            re.sub(r"<[^>]*>", "", text)
+            for text in decomposition.two_by_two(known)["the first best checkpoint"]
+        ]
+        assert [text.split(" ")[0] for text in shown] == ["+15.0", "+10.0", "+15.0", "+40.0"]
+
+
+class TestFigures:
+    """Every seed is drawn, the published value beside, and what is not there is not made up."""
+
+    ARMS = ("dense", "narrow", "moe", "moe_hash")
+
+    def test_a_strip_has_every_seed_and_the_published_value(self, real: Argument) -> None:
+        figure = drawn(strip(real, self.ARMS, name="s", caption="S."))
+        models = data(figure)
+        assert models.group_by("arm").len()["len"].to_list() == [2 * 64] * 4  # two checkpoints
+        assert '"value": 44.3' in to_json(figure.spec)
+        assert "64 seeds an arm, paper profile" in figure.caption
+
+    def test_the_readers_runs_have_a_lane_of_their_own(self, known: Argument) -> None:
+        both = Argument(known.main, planted({"dense": 0.77}, 3, "laptop"))
+        models = data(strip(both, ("dense", "moe"), name="s", caption="S."))
+        own = models.filter(lane="this computer", moment="first_best")
+        assert own["no_ffn_accuracy"].to_list() == pytest.approx([77, 78, 79])
+
+    def test_only_the_readers_runs_are_enough(self, known: Argument) -> None:
+        both = Argument(known.main, planted({"moe_hash": 0.3}, 3, "laptop"))
+        assert set(data(strip(both, ("moe_hash",), name="s", caption="S."))["lane"]) == {"this computer"}
+
+    def test_without_any_run_there_is_a_sentence(self, known: Argument) -> None:
+        assert "no stored runs yet" in str(strip(known, ("moe_hash",), name="s", caption="S."))
+        for figure in (grokking.grokking(known), routers.learned_frozen(Argument(planted({"dense": 0.1})))):
+            assert isinstance(figure, Text)
+
+    def test_a_router_is_set_against_its_twin_of_the_same_seed(self, known: Argument) -> None:
+        rows = data(routers.learned_frozen(known)).filter(moment="first_best", measure="no_ffn_accuracy")
+        assert rows["points"].to_list() == pytest.approx([2.0] * 6)
+
+    def test_the_margin_of_the_figure_is_that_of_the_claim(self) -> None:
+        from sparsity_moves.studies.claims import claims
+
+        (claim,) = (claim for claim in claims() if claim.id == "frozen-router")
+        assert claim.parts[0].margin == routers.MARGIN
+
+    def test_conditions_are_differences_within_a_setting_and_the_missing_are_named(self) -> None:
+        some = Argument(planted(SHARE | {"dense_norm": 0.1, "moe_norm": 0.9}))
+        rows = data(conditions.generality(some)).filter(
+            moment="first_best", measure="no_ffn_accuracy", seed=42
+        )
+        assert dict(rows.select("condition", "points").iter_rows()) == pytest.approx(
+            {"as in the paper": 40.0, "with norm": 80.0}
+        )
+        assert "2 layers" in conditions.unmeasured(some)
+        assert "with norm" not in conditions.unmeasured(some)
+
+    def test_conditions_name_each_setting_once(self) -> None:
+        words = [words for words, *_ in conditions.conditions()]
+        assert len(set(words)) == len(words)
+        assert "SiLU" not in words  # addition's own
+
+    def test_every_figure_draws_from_the_committed_tables_within_its_weight(self, real: Argument) -> None:
+        figures = [
+            timeline.shift_over_training(real),
+            matching.matching(real),
+            conditions.generality(real),
+            undoing.ways_back(real),
+            routers.learned_frozen(real),
+            grokking.grokking(real),
+        ]
+        for figure in figures:
+            assert len(to_json(drawn(figure).spec)) < 500_000
+            assert drawn(figure).alt
+
+    def test_models_that_never_grokked_are_drawn_and_counted(self, real: Argument) -> None:
+        rows = data(grokking.grokking(real)).filter(arm="Dense")
+        stored = real.moments("modular_addition", ["dense"])
+        assert len(rows) == stored["seed"].n_unique()
+        assert rows["grokked"].sum() == len(stored.filter(moment="grokked"))
+        assert rows.filter(~pl.col("grokked"))["step"].min() > 40_000  # type: ignore[operator]
+
+
+class TestSentences:
+    def test_a_number_says_its_seeds_interval_runs_and_verdict(self, real: Argument) -> None:
+        said = Teller(real).mean("add7", "dense")
+        values = real.moments("add7", ["dense"]).filter(moment="first_best")["no_ffn_accuracy"]
+        assert f">{100 * values.mean():.1f}\u00a0%<" in said  # type: ignore[operator]
+        for part in ("n = 64 seeds", "95 % CI", "paper profile", "published 11.9: reproduced"):
+            assert part in said
+
+    def test_a_difference_says_its_pairs_and_its_effect(self, real: Argument) -> None:
+        said = Teller(real).difference("add7", "moe")
+        for part in ("64 pairs", "above zero, d = ", "moe and dense", "points"):
+            assert part in said
+
+    def test_a_difference_between_moments_is_of_the_same_models(self, known: Argument) -> None:
+        said = Teller(known).difference("add7", "narrow", "narrow", moment="final", since="first_best")
+        assert "+27.5 points" in said  # 25 to 30, and as much again
+        assert "the last step against the first best checkpoint" in said
+
+    def test_what_is_not_there_is_not_made_up(self, known: Argument) -> None:
+        tell = Teller(known)
+        assert tell.mean("add7", "moe_top2") == NOT_YET
+        assert tell.difference("histogram", "moe") == NOT_YET
+        assert "MoE top-2" in tell.missing("add7", ("moe", "moe_top2"))
+        assert tell.missing("add7", ("moe",)) == ""
+
+    def test_a_conclusion_stands_only_where_its_claim_holds(self, real: Argument) -> None:
+        tell = Teller(real)
+        assert tell.where("sparse-shift", "so", "not so") == "so"
+        swapped = planted(SHARE | {"moe": 0.05})
+        assert Teller(Argument(swapped)).where("sparse-shift", "so", "not so") == "not so"
+
+    def test_every_number_is_judged_listed_apart_or_listed_as_missing(self, real: Argument) -> None:
+        numbers = real.board.numbers
+        apart_rows, missing = apart.apart_table(numbers), apart.unmeasured_table(numbers)
+        good = sum(number.verdict() == "reproduced" for number in numbers)
+        assert good + len(apart_rows) + missing["numbers"].sum() == len(numbers)
+        assert all(apart_rows["why"])
+
+
+@pytest.fixture(scope="module")
+def page(real: Argument, browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """The scoreboard of the committed tables, open."""
+    path = tmp_path_factory.mktemp("scoreboard") / "page.html"
+    body = Scoreboard(real.board, "paper").to_html()
+    path.write_text(f"<!doctype html><meta charset=utf-8>{body}", encoding="utf-8")
+    opened = browser.new_page()
+    opened.goto(path.as_uri())
+    yield opened
+    opened.close()
+
+
+class TestScoreboard:
+    def shown(self, page: Page, real: Argument) -> dict[str, str]:
+        found = page.eval_on_selector_all("li.claim", "items => items.map(e => e.dataset.verdict)")
+        return dict(zip((claim.id for claim in real.board.claims), found, strict=True))
+
+    def choose(self, page: Page, seeds: list[int]) -> None:
+        page.evaluate(
+            """seeds => { for (const box of document.querySelectorAll(".scoreboard input[type=checkbox]"))
+                if (box.checked !== seeds.includes(Number(box.value))) box.click(); }""",
+            [int(seed) for seed in seeds],
+        )
+
+    def judged(self, page: Page) -> list[str]:
+        return list(page.eval_on_selector_all(".judged", "cells => cells.map(e => e.textContent)"))
+
+    def test_without_its_script_it_has_every_claim_with_its_verdict_and_a_link(self, real: Argument) -> None:
+        body = Scoreboard(real.board, "paper").to_html().split("<ol>")[1]
+        verdicts = real.board.verdicts()
+        for claim in real.board.claims:
+            (item,) = re.findall(rf'<li class="claim" id="claim-{claim.id}".*?</a>', body, re.S)
+            assert f'data-verdict="{verdicts[claim.id]}"' in item
+            assert f'href="{claim.page}.html' in item
+        assert len(re.findall('class="judged"', body)) == len(real.board.numbers)
+
+    def test_any_seeds_are_judged_in_the_page_as_python_judges_them(self, page: Page, real: Argument) -> None:
+        order = [n for claim in real.board.claims for n in real.board.numbers if n.claim.id == claim.id]
+        for seeds in self.draws(real):
+            self.choose(page, seeds)
+            assert self.shown(page, real) == real.board.verdicts(seeds)
+            assert self.judged(page) == [number.verdict(seeds) for number in order]
+
+    def draws(self, real: Argument) -> list[list[int]]:
+        """All seeds, the paper's, and some drawn."""
+        source, every = np.random.default_rng(3), Scoreboard(real.board, "paper").seeds
+        drawn = [list(source.choice(every, n, replace=False)) for n in (2, 3, 5, 9, 30)]
+        return [every, [42, 137, 256, 512, 1024], *drawn]
+
+    def test_it_works_with_the_keyboard_and_says_what_changed(self, page: Page, real: Argument) -> None:
+        page.locator("[data-pick=all]").focus()
+        page.keyboard.press("Enter")
+        said = page.locator(".scoreboard-said")
+        assert said.inner_text().startswith("Over all 64 seeds")
+        page.keyboard.press("Tab")
+        page.keyboard.press("Space")
+        assert said.inner_text().startswith("Over 5 seeds (42, 137, 256, 512, 1024)")
+        page.locator("input[type=range]").focus()
+        page.keyboard.press("ArrowRight")
+        assert said.inner_text().startswith("Over 6 seeds")
+        assert said.get_attribute("aria-live") == "polite"
+
+    @pytest.mark.parametrize(
+        ("rule", "broken"),
+        [
+            (
+                "critical(p, p.found.n, k)",
+                "critical(p, p.found.n, corrected)",
+            ),  # no correction for many tests
+            ("part.margin - Math.abs(mean)", "Math.abs(mean) - part.margin"),  # likeness read as difference
+        ],
+    )
+    def test_a_broken_rule_is_noticed(
+        self, real: Argument, browser: Browser, tmp_path: Path, rule: str, broken: str
+    ) -> None:
+        body = Scoreboard(real.board, "paper").to_html()
+        assert rule in body
+        (tmp_path / "page.html").write_text(
+            f"<!doctype html><meta charset=utf-8>{body.replace(rule, broken)}"
+        )
+        page = browser.new_page()
+        page.goto((tmp_path / "page.html").as_uri())
+        wrong = 0
+        for seeds in self.draws(real):
+            self.choose(page, seeds)
+            wrong += self.shown(page, real) != real.board.verdicts(seeds)
+        page.close()
+        assert wrong
+
+
+class TestInside:
+    def test_parts_are_drawn_from_the_tables_of_measures_beside_the_published(self, known: Argument) -> None:
+        rows = known.main.rows.filter(moment="first_best")
+        table = pl.concat(
+            rows.select(
+                "spec_id", "moment", (pl.col("no_ffn_accuracy") / (place + 1)).alias("accuracy")
+            ).with_columns(
+                pl.lit("ffn").alias("component"),
+                pl.lit("zero").alias("how"),
+                pl.lit(place).alias("position"),
+                *(pl.lit(None, pl.Int32).alias(name) for name in ("operation", "carry")),
+            )
+            for place in range(2)
+        )
+        more = Argument(
+            Evidence(known.main.rows, known.main.settings, known.main.curves, {"ablation": table})
+        )
+        words = {"digit=ones": "ones", "digit=tens": "tens"}
+        shown = {"no_ffn_accuracy": "accuracy"}
+        figure = inside.parts(more, words, name="p", caption="P.", measures=shown, title="%")
+        found = data(figure).filter(arm="MoE", seed=42)
+        assert dict(found.select("part", "value").iter_rows()) == pytest.approx({"ones": 50, "tens": 25})
+        assert '"value": 43.0' in to_json(drawn(figure).spec)
+        assert isinstance(inside.parts(known, words, name="p", caption="P.", measures=shown, title="%"), Text)

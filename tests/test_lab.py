@@ -1,0 +1,459 @@
+"""The live lab in a real browser: it learns in seconds, answers at once, and nobody is left out or let in.
+
+The page under test is the directive's own element in a bare page; `test_book.py` looks at the chapter around it.
+"""
+
+import gzip
+import itertools
+import json
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page
+
+from sparsity_moves.errors import UserError
+from sparsity_moves.figures.book_renderer import DATA_DIR
+from sparsity_moves.widgets.lab import record
+from sparsity_moves.widgets.lab.host import ACTIVATIONS, GATES, ROUTERS, Host
+from sparsity_moves.widgets.lab.module import config, joined, module
+from sparsity_moves.widgets.lab.page_html import element, fragment, recorded
+from sparsity_moves.widgets.lab.recipes import CONTROLS, checked, defaults, spec_of
+from sparsity_moves.widgets.lab.widget import Lab, lab
+
+SECONDS, HEARD, TASK, SIZE = 10.0, 0.5, 100.0, 60_000
+PAGE = (
+    "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+    "<title>Lab</title>"
+    "<link rel=icon href='data:,'>"
+    "<style>:root{{color-scheme:light dark}}</style><main><h1>Lab</h1><h2>Here</h2>{}</main>"
+)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("lab")
+    (place / "lab.html").write_text(PAGE.format(element({})), encoding="utf-8")
+    # The same with a host that listens, as JupyterLab does.
+    listening = (
+        "<div class=lab-host></div><script type=module>" + module() + "\nconst state = "
+        f"{json.dumps({'recorded': recorded(), 'setting': defaults(), 'links': False})};\n"
+        "const model = {get: (name) => state[name], set: (name, value) => (state[name] = value), "
+        "save_changes: () => (window.saved = structuredClone(state))};\n"
+        "const made = {render({model, el}) { return mount(el, {recorded: model.get('recorded'), "
+        "setting: model.get('setting'), links: false, finished(setting, rows) { model.set('setting', setting); "
+        "model.set('rows', rows); model.save_changes(); }}); }};\n"
+        "window.end = made.render({model, el: document.querySelector('.lab-host')});</script>"
+    )
+    (place / "live.html").write_text(PAGE.format(listening), encoding="utf-8")
+    return place
+
+
+@pytest.fixture(scope="session")
+def served(folder: Path) -> Iterator[str]:
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class Opened:
+    """Opens pages; `elsewhere` and `complaints` remember what must not happen."""
+
+    def __init__(self, browser: Browser, base: str) -> None:
+        self.browser, self.base = browser, base
+        self.pages: list[Page] = []
+        self.elsewhere: list[str] = []
+        self.complaints: list[str] = []
+
+    def __call__(self, name: str = "lab.html", script: str = "", base: str = "", **options: Any) -> Page:
+        page = self.browser.new_page(**{"viewport": {"width": 1000, "height": 900}, **options})
+        self.pages.append(page)
+        home = base or self.base
+        page.on(
+            "request", lambda r: r.url.startswith((home, "blob:", "data:")) or self.elsewhere.append(r.url)
+        )
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("console", lambda m: m.type in ("error", "warning") and self.complaints.append(m.text))
+        if script:
+            page.add_init_script(script)
+        page.goto(f"{home}/{name}")
+        page.wait_for_selector(".lab-accuracy svg")
+        return page
+
+
+@pytest.fixture
+def opened(browser: Browser, folder: Path) -> Iterator[Opened]:
+    opener = Opened(browser, folder.as_uri())
+    yield opener
+    for page in opener.pages:
+        page.close()
+    assert not opener.elsewhere
+    assert not opener.complaints
+
+
+def set_slider(page: Page, name: str, value: float) -> None:
+    """Move a slider to a value, as a finger does: by its input event."""
+    place = next(c["values"].index(value) for c in CONTROLS if c["name"] == name)
+    page.evaluate(
+        """([name, place]) => { const e = document.querySelector(`.lab [name=${name}]`);
+            e.value = place; e.dispatchEvent(new Event("input", {bubbles: true})); }""",
+        [name, place],
+    )
+
+
+def state(page: Page) -> str:
+    return page.locator(".lab-state").inner_text()
+
+
+def step(page: Page) -> int:
+    return int(state(page).split("step ")[1].split(" ")[0])
+
+
+LEARNED = """() => { const state = document.querySelector(".lab-state").textContent;
+    return /Training|Done/.test(state) && Number(/right in ([0-9.]+)%/.exec(state)?.[1]) >= 99 }"""
+
+
+def until(page: Page, pattern: str) -> None:
+    """Wait until the lab's sentence about itself matches."""
+    page.wait_for_function(f"() => /{pattern}/.test(document.querySelector('.lab-state').textContent)")
+
+
+def best_of_three(measured: Callable[[], float]) -> float:
+    """What else the machine does can only make a time longer."""
+    return min(measured() for _ in range(3))
+
+
+HUNDREDS = "step [1-9][0-9]{2,} of"
+
+
+class TestItLearns:
+    @pytest.mark.parametrize("experts", [1, 2, 4, 8, 16])
+    def test_add7_in_seconds(self, opened: Opened, experts: int) -> None:
+        page = opened()
+        set_slider(page, "experts", experts)
+        page.wait_for_function(LEARNED, timeout=1000 * SECONDS)
+
+    def test_the_same_bits_as_the_recorded_run(self, opened: Opened) -> None:
+        page = opened("live.html")
+        page.get_by_role("button", name="Train").click()
+        until(page, "step (1[0-9]{2}|[2-9][0-9]{2}) of")
+        page.get_by_role("button", name="Pause").click()
+        rows = page.wait_for_function("() => window.saved?.rows").json_value()
+        assert len(rows) > 3
+        assert rows == recorded()["rows"][: len(rows)]
+
+    def test_the_recorded_run_is_what_the_trainer_gives(self) -> None:
+        host = Host(spec_of(recorded()["setting"]))
+        host.call("initialise", host.spec.seed)
+        for row in recorded()["rows"][:6]:
+            while row["step"] and host_steps(host) < row["step"]:
+                advance(host)
+            assert record.row_of(host, row["step"], row["loss"]) == row
+        assert recorded()["setting"] == defaults()
+        assert recorded()["rows"][-1]["exact"] >= 0.99
+
+    @pytest.mark.parametrize("task", ["modular_addition", "histogram"])
+    def test_the_other_tasks_train_too(self, opened: Opened, task: str) -> None:
+        page = opened()
+        page.get_by_label("Task").select_option(str(CONTROLS[0]["values"].index(task)))
+        until(page, HUNDREDS)
+        assert page.locator(".lab-spectrum svg").is_visible() == (task == "modular_addition")
+
+
+def host_steps(host: Host) -> int:
+    return getattr(host, "done", 0)
+
+
+def advance(host: Host) -> None:
+    spec, done = host.spec, host_steps(host)
+    host.call("draw_batch", spec.batch)
+    host.differentiate(spec.batch)
+    host.update(spec.learning_rate * min(1.0, (spec.steps - done) / spec.decay))
+    host.done = done + 1  # type: ignore[attr-defined]
+
+
+class TestItAnswersAtOnce:
+    def test_a_slider_moved_in_training_shows_new_numbers(self, opened: Opened) -> None:
+        assert best_of_three(lambda: self.heard_after(opened())) < 1000 * HEARD
+
+    def heard_after(self, page: Page) -> float:
+        """Milliseconds from a slider's move to numbers of the new model, some steps into its training."""
+        page.get_by_role("button", name="Train").click()
+        until(page, HUNDREDS)
+        return page.evaluate(
+            """() => new Promise((done) => {
+                const slider = document.querySelector(".lab [name=experts]"), began = performance.now();
+                slider.value = 3;
+                slider.dispatchEvent(new Event("input", {bubbles: true}));
+                const look = () => {
+                    const experts = document.querySelectorAll(".lab-loads li").length;
+                    const step = Number(/step (\\d+)/.exec(document.querySelector(".lab-state").textContent)?.[1]);
+                    if (experts === 8 && step > 0 && step < 100) done(performance.now() - began);
+                    else requestAnimationFrame(look);
+                };
+                look();
+            })"""
+        )
+
+    def test_no_task_holds_the_page_up(self, opened: Opened) -> None:
+        assert best_of_three(lambda: self.longest_task(opened)) < TASK
+
+    def longest_task(self, opened: Opened) -> float:
+        """Milliseconds of the page's longest task while it trains and a slider is moved now and then."""
+        page = opened(
+            script="window.long = []; new PerformanceObserver((list) => "
+            "window.long.push(...list.getEntries().map((e) => e.duration))).observe({type: 'longtask'})"
+        )
+        page.evaluate("() => (window.long = [])")
+        page.get_by_role("button", name="Train").click()
+        for experts in (1, 16, 2):
+            page.wait_for_timeout(700)
+            set_slider(page, "experts", experts)
+        page.wait_for_timeout(700)
+        return max(page.evaluate("() => window.long"), default=0)
+
+    def test_play_pause_step_reset(self, opened: Opened) -> None:
+        page = opened()
+        page.get_by_label("Speed").select_option("50")
+        page.get_by_role("button", name="Train").click()
+        until(page, "Training: step [1-9]")
+        page.get_by_role("button", name="Pause").click()
+        page.wait_for_timeout(200)
+        held = step(page)
+        page.wait_for_timeout(300)
+        assert step(page) == held < 100
+        page.get_by_role("button", name="Step").click()
+        page.wait_for_function(
+            f"() => document.querySelector('.lab-state').textContent.includes('step {held + 1} ')"
+        )
+        page.get_by_role("button", name="Reset").click()
+        page.wait_for_function("() => document.querySelector('.lab-state').textContent.includes('step 0 ')")
+        page.get_by_label("Speed").select_option("0")
+        page.get_by_role("button", name="Train").click()
+        until(page, HUNDREDS)
+
+    def test_a_pinned_run_stays_beside_the_next(self, opened: Opened) -> None:
+        page = opened()
+        assert page.get_by_role("button", name="Pin this run").is_disabled()
+        page.get_by_role("button", name="Train").click()
+        until(page, HUNDREDS)
+        page.get_by_role("button", name="Pin this run").click()
+        set_slider(page, "experts", 8)
+        page.wait_for_function(
+            "() => document.querySelectorAll('.lab-run-pinned').length"
+            " && document.querySelectorAll('.lab-loads li').length === 8"
+        )
+        assert page.locator(".lab-ablation thead th").all_inner_texts() == [
+            "Model",
+            "your run",
+            "recorded, default setting",
+            "pinned",
+        ]
+
+
+class TestOneInput:
+    def test_an_input_is_answered_and_parts_can_be_taken_out(self, opened: Opened) -> None:
+        page = opened()
+        page.get_by_role("button", name="Train").click()
+        page.wait_for_function(LEARNED, timeout=1000 * SECONDS)
+        page.get_by_label("Input").fill("123 + 7")
+        first = page.locator(".lab-predictions thead th")
+        page.wait_for_function(
+            "() => document.querySelector('.lab-predictions thead').textContent === 'Right answer0310EOS'"
+        )
+        assert first.count() == 6
+        page.wait_for_function(
+            "() => document.querySelectorAll('.lab-predictions tbody tr')[0]?.textContent === 'Full model0310EOS'"
+        )
+        for head in range(1, 5):
+            page.get_by_role("checkbox", name=f"head {head}").check()
+        page.wait_for_function(
+            "() => /With your switches/.test(document.querySelector('.lab-predictions').textContent)"
+        )
+        assert page.locator(".lab-heads svg").count() == 4
+
+    @pytest.mark.parametrize("typed", ["<img src=x onerror=alert(1)>", "1000", "-1", "", "7 + 8", "𝟟"])
+    def test_what_is_no_input_gets_one_sentence(self, opened: Opened, typed: str) -> None:
+        page = opened()
+        page.get_by_label("Input").fill(typed)
+        assert page.locator(".lab-problem").inner_text() == "Type a number from 0 to 999, as in 497 + 7."
+        assert page.locator(".lab img").count() == 0
+
+
+class TestLinks:
+    def test_a_link_holds_the_whole_setting(self, opened: Opened) -> None:
+        page = opened()
+        set_slider(page, "experts", 16)
+        page.get_by_label("Routing").select_option("1")
+        link = page.get_by_role("link", name="Link to this setting").get_attribute("href") or ""
+        again = opened(f"lab.html{link}")
+        assert again.locator(".lab [name=experts]").get_attribute("aria-valuetext") == "16"
+        assert again.get_by_label("Routing").input_value() == "1"
+        assert "Training" not in state(again)  # nothing starts unasked
+
+    @pytest.mark.parametrize(
+        "link",
+        [
+            "task:add7;experts:3",
+            "experts:8;experts:4",
+            "__proto__:1",
+            "constructor:1",
+            "task:<script>window.hit=1</script>",
+            "task:add7;",
+            "",
+            "seed:1e3",
+            "x" * 10_000,
+            "%00",
+        ],
+    )
+    def test_a_link_that_is_none_changes_nothing(self, opened: Opened, link: str) -> None:
+        page = opened(f"lab.html#lab={link}")
+        assert "nothing was changed" in state(page)
+        assert page.locator(".lab [name=experts]").get_attribute("aria-valuetext") == "4"
+        assert page.evaluate("() => window.hit ?? Object.prototype.experts ?? null") is None
+
+    def test_a_door_in_a_chapter_opens_the_lab_as_set(self, opened: Opened) -> None:
+        page = opened(f"lab.html{fragment('task:histogram;experts:8')}")
+        assert page.locator(".lab [name=experts]").get_attribute("aria-valuetext") == "8"
+        assert page.get_by_label("Input").input_value() == "ABACADBB"
+
+    @pytest.mark.parametrize("wrong", ["experts:3", "colour:red", "", "experts"])
+    def test_a_door_to_nowhere_is_refused(self, wrong: str) -> None:
+        with pytest.raises(UserError, match=r"the lab"):
+            fragment(wrong)
+
+    def test_python_and_the_page_mean_the_same_run(self, opened: Opened) -> None:
+        names = ("task", "ffn", "experts", "width", "top_k", "routing")
+        choices = [next(c["values"] for c in CONTROLS if c["name"] == name) for name in names]
+        asked = [dict(zip(names, choice, strict=True)) for choice in itertools.product(*choices)][::7]
+        found = opened().evaluate(
+            f"(asked) => {{ {config()} {joined('settings.js')} return asked.map((one) => "
+            "runOf({...defaults(one.task), ...one})) }",
+            asked,
+        )
+        for setting, run in zip(asked, found, strict=True):
+            spec = spec_of(setting)
+            theirs = (
+                run["width"],
+                run["experts"],
+                run["topK"],
+                ROUTERS[run["router"]],
+                GATES[run["gate"]],
+                ACTIVATIONS[run["activation"]],
+                bool(run["gated"]),
+                run["balance"],
+                run["weightDecay"],
+                run["batch"],
+                run["rate"],
+                run["fall"],
+            )
+            assert theirs == (
+                spec.width,
+                spec.experts,
+                spec.top_k,
+                spec.router,
+                spec.gate,
+                spec.activation,
+                spec.gated,
+                spec.balance_weight,
+                spec.weight_decay,
+                spec.batch,
+                spec.learning_rate,
+                spec.decay,
+            ), setting
+
+
+class TestEverybody:
+    @pytest.mark.parametrize("how", ["http", "file"])
+    def test_from_a_server_and_from_the_disk(self, opened: Opened, served: str, how: str) -> None:
+        page = opened(base=served if how == "http" else "")
+        page.get_by_role("button", name="Train").click()
+        until(page, "step [1-9][0-9] of")
+
+    @pytest.mark.parametrize(
+        ("script", "reason"),
+        [
+            ("delete globalThis.WebAssembly", "does not run WebAssembly"),
+            ("WebAssembly.validate = () => false", "has no SIMD"),
+        ],
+    )
+    def test_without_wasm_or_simd_the_recorded_run_stays_with_a_sentence(
+        self, opened: Opened, script: str, reason: str
+    ) -> None:
+        page = opened(script=script)
+        assert reason in page.locator(".lab-why").inner_text()
+        assert page.get_by_role("button", name="Train").is_disabled()
+        assert page.locator(".lab-run-recorded").count() > 0
+        set_slider(page, "experts", 8)
+
+    def test_the_keyboard_alone(self, opened: Opened) -> None:
+        page = opened()
+        page.get_by_role("slider", name="Experts", exact=False).first.focus()
+        page.keyboard.press("ArrowRight")
+        assert page.locator(".lab [name=experts]").get_attribute("aria-valuetext") == "8"
+        page.get_by_role("button", name="Pause").focus()
+        page.keyboard.press("Enter")
+        until(page, "Paused")
+
+    def test_a_screen_reader_hears_a_sentence_now_and_then(self, opened: Opened) -> None:
+        page = opened()
+        page.evaluate(
+            """() => { const said = document.querySelector(".lab [role=status]");
+                window.heard = [];
+                new MutationObserver(() => window.heard.push(said.textContent)).observe(said, {childList: true}) }"""
+        )
+        page.get_by_role("button", name="Train").click()
+        page.wait_for_timeout(2500)
+        page.get_by_role("button", name="Pause").click()
+        page.wait_for_function("() => window.heard.at(-1)?.startsWith('Paused, step')")
+        assert 1 <= len(page.evaluate("() => window.heard")) <= 3
+
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    @pytest.mark.parametrize("width", [1000, 360])
+    def test_axe_finds_nothing_and_it_fits(self, opened: Opened, scheme: str, width: int) -> None:
+        page = opened(color_scheme=scheme, viewport={"width": width, "height": 800}, has_touch=width == 360)
+        page.get_by_role("button", name="Train").click()
+        until(page, HUNDREDS)
+        page.get_by_role("button", name="Pause").click()
+        page.get_by_text("All numbers").click()
+        found = Axe().run(page).response["violations"]
+        assert not [f"{v['id']}: {v['nodes'][0]['html'][:100]}" for v in found]
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+    def test_nothing_glides_for_those_who_asked_for_less_motion(self, opened: Opened) -> None:
+        for motion, still in (("reduce", True), ("no-preference", False)):
+            page = opened(reduced_motion=motion)
+            how = page.locator(".lab-fill").first.evaluate("e => getComputedStyle(e).transitionDuration")
+            assert (how == "0s") == still
+
+
+class TestInANotebook:
+    def test_what_the_reader_trained_comes_back_as_a_table(self) -> None:
+        widget = Lab(experts=8)
+        assert widget.spec.experts == 8
+        assert widget.table.height == 0
+        widget.rows = recorded()["rows"]
+        assert widget.table["no_ffn_accuracy"][-1] == recorded()["rows"][-1]["noFfn"]
+        assert widget.table["step"][-1] == widget.spec.steps
+
+    @pytest.mark.parametrize("wrong", [{"experts": 3}, {"colour": "red"}])
+    def test_a_setting_that_there_is_not_is_refused(self, wrong: dict[str, Any]) -> None:
+        with pytest.raises(UserError, match=r"in the lab|no control"):
+            checked(wrong)
+
+    def test_while_the_book_is_built_it_is_a_directive(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(DATA_DIR, "somewhere")
+        assert lab(experts=8)._repr_mimebundle_()["text/markdown"].startswith("```{lab}\n{")
+
+    def test_the_module_is_small(self) -> None:
+        assert len(gzip.compress(module().encode(), 9)) < SIZE
