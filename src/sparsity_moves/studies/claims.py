@@ -18,11 +18,7 @@ from sparsity_moves.studies.published import best, published
 
 Row = dict[str, Any]
 Source = Literal["paper", "review", "ours"]
-SOURCES: dict[str, str] = {
-    "paper": "the paper",
-    "review": "a question raised against it",
-    "ours": "this book",
-}
+SOURCES: dict[str, str] = {"paper": "The paper's.", "review": "Asked of the paper.", "ours": "Ours."}
 CHANCE = "chance:"
 PERCENT = ("accuracy", "difference_from_learned")
 
