@@ -31,7 +31,7 @@ PAGE = (
     "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
     "<title>Lab</title>"
     "<link rel=icon href='data:,'>"
-    "<style>:root{{color-scheme:light dark}}</style><main><h1>Lab</h1><h2>Here</h2>{}</main>"
+    "<style>:root{{color-scheme:light dark}}</style><main><h1>Lab</h1>{}</main>"
 )
 
 

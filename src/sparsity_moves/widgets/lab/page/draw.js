@@ -17,5 +17,5 @@ export const percent = (x) => (x === null || x === undefined ? "–" : `${(100 *
 
 // A group of pictures' heading and the place for its content.
 export function panel(title, ...children) {
-  return h("section", { class: "lab-panel" }, h("h3", {}, title), ...children);
+  return h("section", { class: "lab-panel" }, h("h2", {}, title), ...children);
 }

@@ -62,7 +62,7 @@ void attention(int sequences, float *out) {
 void attention_backward(int sequences, float *d_out) {
     int d = model.d, width = d / model.heads, n = sequences * model.read_outs;
     int every = model.length * model.vocabulary;
-    float scale = (float)(1 / __builtin_sqrt(width)), d_weight[64];
+    float scale = (float)(1 / __builtin_sqrt(width)), d_weight[MOST_SYMBOLS];
     product(rows(G(OUT), d), transposed(mixed, d), rows(d_out, d), d, d, n, 0);
     product(rows(d_mixed, d), rows(d_out, d), transposed(P(OUT), d), n, d, d, 0);
     clear(d_projected, every * 3 * d);

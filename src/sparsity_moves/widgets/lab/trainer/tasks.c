@@ -63,7 +63,7 @@ static void swap(int *x, int i, int j) {
 /* Cut the length into counts (the first part uniform on 1..n-1, the rest cut the same way; after Behrens, Biggio &
    Zdeborová 2024), give each count a symbol of its own, shuffle. */
 static void histogram(Stream *source, int *token, int *target) {
-    int symbol[64], names = model.vocabulary, filled = 0;
+    int symbol[MOST_SYMBOLS], names = model.vocabulary, filled = 0;
     for (int i = 0; i < names; i++) symbol[i] = i;
     for (int left = model.symbols; left > 0;) {
         int count = left == 1 ? 1 : 1 + below(source, left - 1);

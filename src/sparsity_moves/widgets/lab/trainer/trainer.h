@@ -10,6 +10,7 @@
 
 #define PUBLIC __attribute__((visibility("default"), used))
 
+enum { MOST_SYMBOLS = 64 }; /* of a histogram's alphabet, and tokens of a sequence */
 enum { ADD7, MODULAR, HISTOGRAM };
 enum { RELU, GELU, SILU, LINEAR };
 enum { NO_ROUTER, LEARNED, FROZEN, HASH };

@@ -25,6 +25,7 @@ static void tensor(int name, int floats) {
 PUBLIC int setup(int task, int first_size, int second_size, int d, int heads, int width, int experts, int top_k,
                  int router, int gate, int gated, int activation, int most) {
     if (experts < 1 || experts > 32 || width % experts || top_k < 1 || top_k > experts || d % heads) return 0;
+    if (task == HISTOGRAM && (first_size > MOST_SYMBOLS || second_size > first_size)) return 0;
     if ((experts > 1) != (router != NO_ROUTER) || (router == HASH && top_k > 1)) return 0;
     memory_reset();
     model = (Model){.d = d, .heads = heads, .width = width, .experts = experts, .top_k = top_k, .router = router,
