@@ -226,6 +226,9 @@ class TestWanted:
             assert wanted(replace(own, **changed)) == CHEAP
         assert wanted(arm("narrow", "paper", "add7", 7, weight_decay=0.1)) == ("ablation",)
 
+    def test_trees_have_what_is_asked_of_a_layer_without_experts(self):
+        assert wanted(arm("tree", "paper", "add7", 7)) == ("ablation", "attribution", "patching", "probes")
+
     def test_neurons_have_rows_in_two_seeds(self):
         with_rows = [
             s for s in (42, 137, 256, 0) if "neurons" in wanted(arm("glu", "paper", "modular_addition", s))
@@ -248,6 +251,7 @@ class TestWanted:
         ("add7", "moe_switch", {}),
         ("modular_addition", "moe_glu", {"norm": "rms"}),
         ("histogram", "moe_top2", {"depth": 2}),
+        ("modular_addition", "tree", {}),
     ],
 )
 def test_a_run_is_measured_the_same_whatever_stands_beside_it(task, name, more):

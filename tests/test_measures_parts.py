@@ -156,7 +156,7 @@ class TestAblationParts:
 
 class TestAttributionParts:
     @pytest.mark.parametrize("more", [{}, {"norm": "rms"}, {"depth": 2}])
-    @pytest.mark.parametrize("name", ["dense", "moe_switch", "moe_glu", "moe_hash"])
+    @pytest.mark.parametrize("name", ["dense", "moe_switch", "moe_glu", "moe_hash", "tree", "tree_balanced"])
     @pytest.mark.parametrize("task", ["add7", "modular_addition", "histogram"])
     def test_the_parts_sum_to_the_residual_stream_and_to_the_logits(self, task, name, more):
         where = initial(name, task, **more)
@@ -378,6 +378,7 @@ class TestRoutingParts:
         assert nmi.item() > 0.3
         assert within.item() == pytest.approx(0, abs=1e-12)
 
-    def test_without_experts_it_is_refused(self):
+    @pytest.mark.parametrize("name", ["dense", "tree"])
+    def test_without_experts_it_is_refused(self, name):
         with pytest.raises(UserError, match="has no routing"):
-            routing_parts.routing_parts(initial("dense", "add7"))
+            routing_parts.routing_parts(initial(name, "add7"))

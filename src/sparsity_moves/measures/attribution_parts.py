@@ -1,8 +1,8 @@
 """Direct logit attribution, part by part: who writes how much of the answer into the residual stream?
 
 The final residual stream is a sum: token and position embedding, each head's output, attention's bias, and each
-expert's output (a dense layer is one expert). The unembedding is linear, so the logits are the sum of what it makes
-of each part; with a norm at the output, of what it makes of each part at the scale that the whole stream is given.
+expert's output (a dense layer is one expert, and so are trees). The unembedding is linear, so the logits are the sum
+of what it makes of each part; with a norm at the output, at the scale that the whole stream is given.
 """
 
 from __future__ import annotations
@@ -44,10 +44,13 @@ def parts(subject: Subject) -> Iterator[tuple[Part, Float[Tensor, "M N R D"]]]:
             mixed = heads[:, :, :, h].flatten(1, 2)
             yield Part("head", number, h), (mixed @ out[:, h]).view(shape)
         yield Part("attention_bias", number), p[f"{number}.attention.out_bias"][:, None, None].expand(shape)
+        ffn, w_out = architecture.ffn, p[f"{number}.ffn.w_out"]
+        if ffn.trees:  # whose nonlinearity may come after the sum over nodes
+            yield Part("expert", number, 0), pick(layer.ffn, *there)
+            continue
         assert layer.hidden is not None, "a trace of the reference has hidden units"
         hidden = pick(layer.hidden, *there).flatten(1, 2)
         gates = None if layer.routing is None else pick(layer.routing.gates, *there).flatten(1, 2)
-        ffn, w_out = architecture.ffn, p[f"{number}.ffn.w_out"]
         for e in range(ffn.experts):
             units = slice(e * ffn.expert_width, (e + 1) * ffn.expert_width)
             written = hidden[..., units] @ w_out[:, units]

@@ -42,9 +42,7 @@ def applies(family: Family, spec: Spec) -> bool:
     """Whether a run has what a family measures."""
     task = {"patching": "add7", "probes": "add7", "strategy": "histogram"}
     task |= dict.fromkeys(("fourier", "neurons", "progress"), "modular_addition")
-    return (family not in task or spec.task == task[family]) and (
-        family != "routing" or spec.router != "none"
-    )
+    return (family not in task or spec.task == task[family]) and (family != "routing" or spec.experts > 1)
 
 
 def at_once(spec: Spec, inputs: int, device: torch.device) -> int:

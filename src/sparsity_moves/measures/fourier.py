@@ -198,9 +198,10 @@ def shares(logits: Float[Tensor, "M pairs C"], p: int, sign: int = 1) -> Float[T
 def neuron_rows(subject: Subject) -> list[Columns]:
     """One row a hidden unit of the last layer: for a few models, since there are hundreds.
 
-    Columns: `neuron`, `expert` (0 in a dense layer), `full`, `paired`, `frequency`, `power` (see `Spectrum`), `live`.
+    Columns: `neuron`, `expert` (0 where there are none), `full`, `paired`, `frequency`, `power` (see `Spectrum`) and
+    `live`.
     """
     found, live = neurons(subject)
-    width = subject.architecture.ffn.expert_width
+    width = subject.architecture.ffn.width // subject.architecture.ffn.experts
     axes: dict[Any, Any] = {("neuron", "expert"): [(n, n // width) for n in range(live.shape[1])]}
     return tidy(axes, **found._asdict(), live=live)

@@ -66,7 +66,7 @@ def routing_parts(subject: Subject) -> list[Columns]:
     """
     architecture, sequences = subject.architecture, subject.sequences
     task, ffn = architecture.task, architecture.ffn
-    if ffn.router == "none":
+    if ffn.experts == 1:  # trees have measures of their own
         raise UserError("a layer without experts has no routing")
     scored, last = list(task.scored), architecture.depth - 1
     operations = sequences.operations[:, :, scored]
