@@ -133,7 +133,7 @@ def _publish(
         task = progress.add_task("Running the notebooks", total=len(pages))
         _run_all(book, pages, jobs, progress, task)
         staging = _stage(book, pages, toc)
-        inputs = fingerprint.of_inputs([staging], {"strict": strict})
+        inputs = fingerprint.of_inputs([staging, notebooks.PACKAGE], {"strict": strict})
         index = book.html / "index.html"
         stamp = book.html / ".inputs"
         if index.is_file() and stamp.is_file() and stamp.read_text() == inputs:
