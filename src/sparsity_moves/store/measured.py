@@ -61,13 +61,14 @@ def _records(store: Store, spec_ids: Iterable[str]) -> dict[str, dict[str, Any]]
     return {i: store.record(i, deep=False) for i in spec_ids if i in directories}
 
 
-def there(store: Store) -> dict[str, set[Family]]:
-    """Which families are there, by run; runs without any are left out. Raises `Broken`."""
+def there(store: Store, spec_ids: Iterable[str]) -> dict[str, set[Family]]:
+    """Which families of these runs are there; runs without any are left out. Raises `Broken`."""
     found: dict[str, set[Family]] = {}
+    asked = set(spec_ids)
     for family in FAMILIES:
-        for spec_id in store.tables.family(family)["spec_id"].unique():
+        for spec_id in asked & set(store.tables.family(family)["spec_id"].unique()):
             found.setdefault(spec_id, set()).add(family)
-    for spec_id in store.directories():
+    for spec_id in asked & set(store.directories()):
         names = store.record(spec_id, deep=False)["files"]
         if has := {family for family in FAMILIES if file_name(family) in names}:
             found.setdefault(spec_id, set()).update(has)

@@ -211,6 +211,8 @@ class Store:
         record = read_json(path)
         if record is None:
             raise Broken(f"{path} is missing or damaged")
+        if not {"spec_id", "settings", "files"} <= record.keys():
+            raise Broken(f"{path} is not a record, or another version's")
         if record["spec_id"] != spec_id:
             raise Broken(f"{path} is damaged: it is the record of another run, {record['spec_id']}")
         settings = accounts.settings([accounts.of_record(record)])[spec_id]

@@ -46,10 +46,11 @@ def wanted(spec: Spec) -> tuple[Family, ...]:
 
 def lacking(specs: Iterable[Spec], store: Store) -> dict[Spec, tuple[Family, ...]]:
     """The stored runs that lack families, and which. Raises `Broken` where a table is damaged."""
-    there = measured.there(store)
+    asked = list(dict.fromkeys(specs))
+    there = measured.there(store, (spec.spec_id for spec in asked))
     found = {
         spec: tuple(f for f in wanted(spec) if f not in there.get(spec.spec_id, ()))
-        for spec in dict.fromkeys(specs)
+        for spec in asked
         if store.has(spec)
     }
     return {spec: families for spec, families in found.items() if families}
