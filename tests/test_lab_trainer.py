@@ -22,13 +22,13 @@ from sparsity_moves import kernels
 from sparsity_moves.errors import UserError
 from sparsity_moves.model import Parameters, forward
 from sparsity_moves.studies import arm
-from sparsity_moves.studies.arms import ARMS
+from sparsity_moves.studies.arms import ARMS, TREES
 from sparsity_moves.training import Spec, correct
 from sparsity_moves.widgets.lab import build
 from sparsity_moves.widgets.lab.host import NO_ATTENTION, NO_FFN, Host
 
 TASKS = ("add7", "modular_addition", "histogram")
-HERE = [name for name in ARMS if name != "moe_hash_context"]
+HERE = [name for name in ARMS if name not in {"moe_hash_context", *TREES}]
 SEQUENCES = 64
 GRADIENT, LOSS = 2e-6, 1e-4
 
