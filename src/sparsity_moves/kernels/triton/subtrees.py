@@ -270,8 +270,8 @@ def _weigh(
     mask = some[:, None] & there
     tl.store(d_w + unit[:, None] * D + d[None, :], total.to(d_w.dtype.element_ty), mask=mask)
     if BIASED:
-        once = some & (tl.program_id(0) == 0)
-        tl.store(d_bias + unit, total_bias.to(d_bias.dtype.element_ty), mask=once)
+        if tl.program_id(0) == 0:
+            tl.store(d_bias + unit, total_bias.to(d_bias.dtype.element_ty), mask=some)
 
 
 class Order(NamedTuple):

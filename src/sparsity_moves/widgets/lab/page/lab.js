@@ -73,6 +73,7 @@ export function mount(el, given) {
     if (why) return;
     notice = "";
     clearTimeout(coming);
+    coming = 0;
     trainer ??= new Trainer(heard, failed);
     clear(playing ? "training" : "paused");
     trainer.start(setting, playing, Number(speed.value), wish());
@@ -80,9 +81,9 @@ export function mount(el, given) {
   }
 
   function toggle() {
-    if (!trainer || state === "done" || state === "failed") return begin(true);
+    if (state !== "training" && state !== "paused") return begin(true);
     state = state === "training" ? "paused" : "training";
-    trainer.tell("play", { play: state === "training" });
+    if (!coming) trainer.tell("play", { play: state === "training" }); // a run yet to begin begins as it is then
     report();
     draw();
   }
