@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from sparsity_moves.errors import UserError
+from sparsity_moves.figures.claim_words import draws_words
 from sparsity_moves.figures.theme import arm_label
 from sparsity_moves.store import Store
 from sparsity_moves.studies import claims, parts, verdicts
@@ -170,6 +171,17 @@ class TestVerdicts:
         assert found["sure"] == 200
         assert 0 < found["rare"] < 120
         assert found == board.of_five(draws=200)
+
+    def test_five_seeds_cannot_be_drawn_from_fewer(self) -> None:
+        enough, few = (Tested(MORE, dict.fromkeys(range(n), 9.0)) for n in (5, 3))
+        board = Board(
+            {"enough": [enough], "few": [few], "mixed": [enough, few], "none": [Tested(MORE, {})]},
+            [],
+            tuple(Claim(i, "S.", "paper", "p", (MORE,)) for i in ("enough", "few", "mixed", "none")),
+        )
+        assert board.of_five(draws=10) == {"enough": 10, "few": None, "mixed": None, "none": None}
+        assert draws_words(7, 64) == "Holds in 7 of 1000 draws of five seeds."
+        assert draws_words(None, 3) == "Five seeds cannot be drawn: it has 3 pairs."
 
     def test_only_what_was_published_is_reproduced(self) -> None:
         ours = Claim("c", "S.", "ours", "p")

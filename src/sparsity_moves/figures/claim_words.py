@@ -9,6 +9,7 @@ from sparsity_moves.figures.words import MOMENT_NAMES, SHORT_NAMES
 from sparsity_moves.studies.claims import Part, Side
 from sparsity_moves.studies.published import PAPER_MOMENT
 from sparsity_moves.studies.statistics import t_interval
+from sparsity_moves.studies.verdicts import DRAWS
 
 MEASURES = {
     "no_ffn_accuracy": "accuracy without the FFN",
@@ -103,3 +104,10 @@ def signed(value: float | np.ndarray, digits: int) -> str:
 def plain(value: float | np.ndarray, digits: int) -> str:
     """A number with so many digits after the point, and its thousands apart."""
     return f"{value:,.{digits}f}".replace("-", "−").replace(",", "\u202f")
+
+
+def draws_words(held: int | None, pairs: int) -> str:
+    """In how many draws of five seeds a claim holds, or why five cannot be drawn."""
+    if held is None:
+        return f"Five seeds cannot be drawn: it has {pairs} pair{'s' if pairs != 1 else ''}."
+    return f"Holds in {held} of {DRAWS} draws of five seeds."

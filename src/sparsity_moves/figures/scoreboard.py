@@ -16,6 +16,7 @@ from sparsity_moves.figures.claim_words import (
     MEASURES,
     UNITS,
     digits,
+    draws_words,
     effect_words,
     mean_words,
     number_words,
@@ -27,7 +28,7 @@ from sparsity_moves.figures.prose import hover
 from sparsity_moves.figures.words import MOMENT_NAMES, SHORT_NAMES
 from sparsity_moves.studies.claims import SOURCES, Claim
 from sparsity_moves.studies.statistics import LEVEL, compare, critical
-from sparsity_moves.studies.verdicts import DRAWS, FIVE, VERDICTS, Board, Number, Tested, words
+from sparsity_moves.studies.verdicts import FIVE, VERDICTS, Board, Number, Tested, words
 from sparsity_moves.training.profiles import SEEDS
 
 _HERE = Path(__file__).parent
@@ -148,7 +149,7 @@ class Scoreboard:
         return [seed for seed in SEEDS if seed in self.seeds]
 
     @cached_property
-    def _of_five(self) -> dict[str, int]:
+    def _of_five(self) -> dict[str, int | None]:
         return self.board.of_five()
 
     @cached_property
@@ -164,7 +165,7 @@ class Scoreboard:
             for tested, p in zip(self.board.tested[claim.id], self._p[claim.id], strict=True)
         )
         measured = any(tested.differences for tested in self.board.tested[claim.id])
-        five = f"Holds in {self._of_five[claim.id]} of {DRAWS} draws of five seeds." if measured else ""
+        five = draws_words(self._of_five[claim.id], self.board.pairs(claim)) if measured else ""
         return (
             f'<li class="claim" id="claim-{claim.id}" data-verdict="{verdict}">'
             f'<p><span class="verdict">{SYMBOLS[verdict]} {words(claim, verdict)}</span> '

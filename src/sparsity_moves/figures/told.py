@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from sparsity_moves.figures.claim_words import UNITS, digits, signed
+from sparsity_moves.figures.claim_words import UNITS, digits, draws_words, signed
 from sparsity_moves.figures.prose import hover, listed, percent
 from sparsity_moves.figures.summary import summary
 from sparsity_moves.figures.theme import arm_label
@@ -14,7 +14,7 @@ from sparsity_moves.studies.claims import Part, Side
 from sparsity_moves.studies.evidence import Absent
 from sparsity_moves.studies.published import PAPER_MOMENT
 from sparsity_moves.studies.statistics import compare
-from sparsity_moves.studies.verdicts import DRAWS, REPRODUCED, STRONGER, UNMEASURED, words
+from sparsity_moves.studies.verdicts import REPRODUCED, STRONGER, UNMEASURED, words
 
 NOT_YET = "*not yet measured*"
 
@@ -26,7 +26,7 @@ class Teller:
     argument: Argument
 
     @cached_property
-    def _of_five(self) -> dict[str, int]:
+    def _of_five(self) -> dict[str, int | None]:
         return self.argument.board.of_five()
 
     @cached_property
@@ -109,8 +109,9 @@ class Teller:
         return sentence if self.holds(claim) else otherwise
 
     def of_five(self, claim: str) -> str:
-        """In how many draws of five seeds a claim holds: "23 of 1000"."""
-        return f"{self._of_five[claim]} of {DRAWS}"
+        """In how many draws of five seeds a claim holds: "Holds in 23 of 1000 draws of five seeds."."""
+        (found,) = (each for each in self.argument.board.claims if each.id == claim)
+        return draws_words(self._of_five[claim], self.argument.board.pairs(found))
 
     def chance(self, task: str) -> str:
         """What the strongest strategy scores that computes nothing."""

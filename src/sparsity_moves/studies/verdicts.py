@@ -118,8 +118,8 @@ class Board:
         rows = [np.array([*chosen(tested.differences, seeds).values()]) for tested in self._flat]
         return self._judged([row[None] for row in rows], 1)[0]
 
-    def of_five(self, *, draws: int = DRAWS) -> dict[str, int]:
-        """In how many draws of five of its seeds each claim that all seeds bear out holds, or turns out stronger."""
+    def of_five(self, *, draws: int = DRAWS) -> dict[str, int | None]:
+        """In how many draws of five of its seeds each claim holds, or turns out stronger; None where it has fewer."""
         source = np.random.default_rng(0)
         rows = []
         for tested in self._flat:
@@ -129,7 +129,14 @@ class Board:
             rows.append(values[order] if len(values) else np.empty((draws, 0)))
         found = self._judged(rows, draws)
         good = (REPRODUCED, STRONGER)
-        return {claim.id: sum(each[claim.id] in good for each in found) for claim in self.claims}
+        return {
+            claim.id: sum(each[claim.id] in good for each in found) if self.pairs(claim) >= FIVE else None
+            for claim in self.claims
+        }
+
+    def pairs(self, claim: Claim) -> int:
+        """Pairs of seeds that every measured part of a claim has; 0 where none is measured."""
+        return min((len(each.differences) for each in self.tested[claim.id] if each.differences), default=0)
 
     def p(self) -> list[float | None]:
         """The corrected p of every part over all seeds, in order; None where there is no test."""
