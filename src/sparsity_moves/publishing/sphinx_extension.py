@@ -8,7 +8,8 @@
 
 The label is `fig-NAME`; the rows behind the picture are expected at `_static/data/NAME.csv`.
 
-The directive `lab` puts the live lab into a page, and {try}`eight experts <experts:8>` is a link that sets it up.
+The directives `lab` and `explorer` put the live lab and the view of all runs into a page;
+{try}`eight experts <experts:8>` is a link that sets it up.
 """
 
 import json
@@ -20,6 +21,7 @@ from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 from sparsity_moves.errors import UserError
 from sparsity_moves.figures.book_renderer import placeholder
+from sparsity_moves.widgets.explorer.widget import element as explorer
 from sparsity_moves.widgets.lab.page_html import element, fragment
 
 
@@ -65,6 +67,17 @@ class LiveLab(SphinxDirective):
         return [nodes.raw("", element(setting), format="html")]
 
 
+class AllRuns(SphinxDirective):
+    """The explorer, at most one a page; its content is its index, and its data lie beside those of the figures."""
+
+    has_content: ClassVar[bool] = True
+
+    def run(self) -> list[nodes.Node]:
+        top = "../" * self.env.docname.count("/")
+        index = json.loads(self.content[0])
+        return [nodes.raw("", explorer(index, f"{top}_static/data/"), format="html")]
+
+
 class Door(SphinxRole):
     """{try}`eight experts <experts:8>`: a link to the lab, set up so."""
 
@@ -91,6 +104,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Register the directive and the mending of references."""
     app.add_directive("chart", Chart)
     app.add_directive("lab", LiveLab)
+    app.add_directive("explorer", AllRuns)
     app.add_role("try", Door())
     app.connect("html-page-context", _name_references)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
