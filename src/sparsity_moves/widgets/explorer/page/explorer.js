@@ -53,7 +53,7 @@ export function mount(el, given) {
     const mine = ++turn;
     for (const [name, field] of Object.entries(fields)) field.value = view[name];
     if (document.activeElement !== seeds) seeds.value = view.seeds;
-    edges.forEach((field, i) => { if (document.activeElement !== field) field.value = view.box ? Number(view.box[i].toPrecision(4)) : ""; });
+    edges.forEach((field, i) => { if (document.activeElement !== field) field.value = view.box && Math.abs(view.box[i]) < FAR ? Number(view.box[i].toPrecision(4)) : ""; });
     if (models?.task !== view.task) {
       models = null;
       state.textContent = "Loading the runs.";
@@ -93,7 +93,7 @@ export function mount(el, given) {
   function edged() {
     const values = edges.map((field) => (field.value === "" ? NaN : Number(field.value)));
     if (values.every(Number.isNaN)) return change({ box: null });
-    const wide = [-1e30, 1e30, -1e30, 1e30];
+    const wide = [-FAR, FAR, -FAR, FAR];
     change({ box: values.map((v, i) => (Number.isNaN(v) ? wide[i] : v)) });
   }
 

@@ -129,7 +129,9 @@ export function points(canvas, models, view, found, names, ink) {
   }
   pen.stroke();
   if (view.box) {
-    const [x0, x1, y0, y1] = view.box, at = [scale.x(x0), scale.y(y1), scale.x(x1) - scale.x(x0), scale.y(y0) - scale.y(y1)];
+    const within = (v, least, most) => Math.min(most, Math.max(least, v));
+    const xs = view.box.slice(0, 2).map((v) => within(scale.x(v), SIDES.left, place.width - SIDES.right));
+    const ys = view.box.slice(2).map((v) => within(scale.y(v), SIDES.top, place.height - SIDES.bottom)), at = [xs[0], ys[1], xs[1] - xs[0], ys[0] - ys[1]];
     pen.setLineDash([5, 3]);
     pen.lineWidth = 1.5;
     pen.strokeRect(...at);

@@ -1,6 +1,7 @@
 // What is looked at, as one plain object, and the link that holds it.
 
 const LIST = "+";
+export const FAR = 1e30; // an edge of the brush that was left open
 
 export function firstView(index) {
   const task = Object.keys(index.tasks).find((name) => index.keys.some((key) => key.startsWith("runs-") && key.endsWith(`-${name}`)));
@@ -14,7 +15,7 @@ export function writeView(view) {
   const { arms, box, picks, ...plain } = view;
   const parts = Object.entries(plain).filter(([, value]) => value !== "");
   if (arms) parts.push(["arms", [...arms].join(LIST)]);
-  if (box) parts.push(["box", box.map((v) => Number(v.toPrecision(5))).join(LIST)]);
+  if (box) parts.push(["box", box.map((v) => String(Number(v.toPrecision(5))).replace("e+", "e")).join(LIST)]);
   if (picks.length) parts.push(["picks", picks.join(LIST)]);
   return parts.map(([name, value]) => `${name}:${value}`).join(";").replaceAll(" ", "").replaceAll(",", LIST);
 }
