@@ -20,7 +20,7 @@ from sparsity_moves.model import forward, stack
 from sparsity_moves.names import MOMENTS
 from sparsity_moves.store import Store
 from sparsity_moves.studies.evidence import MAIN, Evidence
-from sparsity_moves.tasks import TASKS, stacked
+from sparsity_moves.tasks import TASKS, Addition, ModularAddition, Task, stacked
 from sparsity_moves.training import Spec
 
 Chunk = dict[str, Any]
@@ -34,11 +34,6 @@ LOOKS = 100
 """Looks of a run that are kept, evenly apart and the last among them."""
 INPUTS = 512
 """Inputs that an attention pattern is averaged over."""
-TOKENS = {
-    "add7": ["1", "10", "100", "EOS", "1′", "10′", "100′", "1k′"],
-    "modular_addition": ["a", "b", "="],
-}
-"""What stands where in a sequence: add-7's digits by their value, the answer's with a stroke."""
 NONE, WHOLE = 65_535, 65_534
 SOURCES = {"paper": "full scale", "own": "this computer"}
 
@@ -147,31 +142,83 @@ def packed(column: pl.Series) -> Chunk:
 
 
 def attention(rows: pl.DataFrame, evidence: Evidence, store: Store) -> Iterator[tuple[int, Chunk]]:
-    """The mean attention pattern of every model whose parameters are stored, by its place among the rows.
+    """The mean attention pattern of every model that has one, by its place among the rows.
 
-    At its last moment and in its first layer: heads, read-outs and positions, over the same inputs for all.
+    At its last moment and in its first layer, (heads, read-outs, tokens): from the table of attention where the run
+    stands in it, else from its parameters where these are stored.
     """
+    measured = dict(_tabled(rows, evidence))
     for place, (spec_id, seed) in enumerate(rows.select("spec_id", "seed").iter_rows()):
-        if store.checkpoint_file(spec_id) is None:
-            continue
         own = {name: value for name, value in evidence.settings[spec_id].items() if name != "protocol"}
         spec = Spec(**own | {"seed": seed})
-        task = spec.task_object
-        inputs = stacked([task.evaluation(0, INPUTS)])
-        every = max(1, inputs.tokens.shape[1] // INPUTS)
-        with torch.inference_mode():
-            model = stack([store.checkpoint(spec_id, store.kept(spec_id)[-1])])
-            trace = forward(spec.architecture, model, inputs.tokens[:, ::every])
-        pattern = trace.layers[0].pattern
-        assert pattern is not None
-        mean = pattern[0].mean(0)  # (H, R, T)
-        yield (
-            place,
-            {
-                "heads": len(mean),
-                "tokens": TOKENS.get(spec.task) or [str(1 + at) for at in range(task.length)],
-                "readOut": list(task.read_out),
-                "moment": store.kept(spec_id)[-1],
-                "data": packed(pl.Series(mean.double().flatten().tolist()))["data"],
-            },
-        )
+        if spec_id in measured:
+            found = _of_table(spec, measured[spec_id])
+        elif store.checkpoint_file(spec_id) is not None:
+            found = _of_parameters(spec, store)
+        else:
+            continue
+        yield place, found
+
+
+def _tabled(rows: pl.DataFrame, evidence: Evidence) -> Iterator[tuple[str, pl.DataFrame]]:
+    if "attention" not in evidence.families:
+        return
+    table = evidence.families["attention"].filter(
+        pl.col("spec_id").is_in(rows["spec_id"].to_list()), pl.col("carry").is_null(), layer=0
+    )
+    latest = pl.col("moment").replace_strict(
+        {moment: i for i, moment in enumerate(MOMENTS)}, return_dtype=pl.Int8
+    )
+    table = table.filter(latest == latest.max().over("spec_id"))
+    for (spec_id,), weights in table.group_by("spec_id"):
+        yield str(spec_id), weights
+
+
+def _of_table(spec: Spec, weights: pl.DataFrame) -> Chunk:
+    """A run's rows of the table; the histogram's are by relation, its positions being alike."""
+    task, heads = spec.task_object, spec.heads
+    if weights["position"].null_count():
+        answers, tokens = ["all"], weights["relation"].unique(maintain_order=True).to_list()
+        at = np.zeros(len(weights), int)
+        to = weights["relation"].replace_strict({kind: i for i, kind in enumerate(tokens)}).to_numpy()
+    else:
+        tokens = names(task)
+        answers = [tokens[place] for place in task.read_out]
+        at, to = (weights[name].to_numpy() for name in ("position", "key"))
+    found = np.zeros((heads, len(answers), len(tokens)))
+    found[weights["head"].to_numpy(), at, to] = weights["weight"].to_numpy()
+    asked = found.sum(axis=(0, 2)) > 0  # read-outs that are not scored have no rows
+    return _pattern(
+        found[:, asked], [name for name, there in zip(answers, asked, strict=True) if there], tokens
+    ) | {"moment": weights["moment"][0]}
+
+
+def _of_parameters(spec: Spec, store: Store) -> Chunk:
+    task, moment = spec.task_object, max(store.kept(spec.spec_id), key=MOMENTS.index)
+    inputs = stacked([task.evaluation(0, INPUTS)])
+    every = max(1, inputs.tokens.shape[1] // INPUTS)
+    with torch.inference_mode():
+        model = stack([store.checkpoint(spec.spec_id, moment)])
+        pattern = forward(spec.architecture, model, inputs.tokens[:, ::every]).layers[0].pattern
+    assert pattern is not None, "the reference keeps its patterns"
+    if len(pattern[0, 0, 0]) > len(task.read_out):  # a deeper model's first layer answers everywhere
+        pattern = pattern[:, :, :, list(task.read_out)]
+    tokens = names(task)
+    return _pattern(pattern[0].double().mean(0).numpy(), [tokens[at] for at in task.read_out], tokens) | {
+        "moment": moment
+    }
+
+
+def _pattern(weights: np.ndarray, answers: list[str], tokens: list[str]) -> Chunk:
+    flat = packed(pl.Series(weights.clip(0, 1).ravel()))
+    return {"heads": len(weights), "answers": answers, "tokens": tokens, "data": flat["data"]}
+
+
+def names(task: Task) -> list[str]:
+    """What stands at each place of a sequence, in a word: digits by their value, the answer's with a stroke."""
+    if isinstance(task, Addition):
+        values = [f"{10**place}".replace("000", "k") for place in range(task.digits + 1)]
+        return [*values[:-1], "EOS", *(f"{value}′" for value in values)][: task.length]
+    return (
+        ["a", "b", "="] if isinstance(task, ModularAddition) else [str(1 + at) for at in range(task.length)]
+    )

@@ -209,18 +209,18 @@ function summaries(lines, models) {
 }
 
 // Each head's mean pattern: a row an answer, a column a token.
-export function patterns({ heads, tokens, readOut, data }) {
-  const cell = 26, columns = tokens.length, rows = readOut.length, weights = numbers({ kind: "share", data });
+export function patterns({ heads, tokens, answers, data }) {
+  const cell = 26, columns = tokens.length, rows = answers.length, weights = numbers({ kind: "share", data });
   return Array.from({ length: heads }, (_, head) => {
     const at = (r, t) => weights[(head * rows + r) * columns + t];
-    const said = readOut.map((read, r) => {
+    const said = answers.map((answer, r) => {
       const row = tokens.map((_, t) => at(r, t)), most = Math.max(...row);
-      return `at ${tokens[read]} mostly ${tokens[row.indexOf(most)]}, ${percent(most)}`;
+      return `at ${answer} mostly ${tokens[row.indexOf(most)]}, ${percent(most)}`;
     });
     const picture = s("svg", { viewBox: `0 0 ${(columns + 1.9) * cell} ${(rows + 1) * cell}`, role: "img", "aria-label": `Head ${head + 1}: ${said.join("; ")}.` });
     tokens.forEach((word, t) => picture.append(s("text", { x: (t + 2.3) * cell, y: cell * 0.7, "text-anchor": "middle" }, word)));
     for (let r = 0; r < rows; r++) {
-      picture.append(s("text", { x: cell * 1.6, y: (r + 1.65) * cell, "text-anchor": "end" }, tokens[readOut[r]]));
+      picture.append(s("text", { x: cell * 1.6, y: (r + 1.65) * cell, "text-anchor": "end" }, answers[r]));
       for (let t = 0; t < columns; t++)
         picture.append(s("rect", { class: "runs-cell", x: (t + 1.8) * cell, y: (r + 1) * cell, width: cell - 1, height: cell - 1, "fill-opacity": at(r, t).toFixed(3) }));
     }
