@@ -5,7 +5,7 @@ import polars as pl
 
 from sparsity_moves.figures.book_renderer import Figure, show
 from sparsity_moves.figures.prose import Text
-from sparsity_moves.figures.strips import checkpoint, marks, nothing_yet, selected
+from sparsity_moves.figures.strips import LANES, checkpoint, marks, nothing_yet, selected
 from sparsity_moves.figures.summary import summaries
 from sparsity_moves.figures.theme import arm_colours, arm_label, arm_shapes
 from sparsity_moves.studies.argument import Argument
@@ -30,18 +30,23 @@ MATCHED = {
 
 def matching(argument: Argument, task: str = "add7") -> Figure | Text:
     """A cloud of seeds and a mean an arm; the axis is what one would match."""
-    rows = argument.moments(task, ARMS)
+    rows, own = argument.moments(task, ARMS), argument.beside(task, ARMS)
     if rows.is_empty():
         return nothing_yet("This comparison")
-    there = [arm for arm in ARMS if arm in set(rows["arm"])]
-    models = rows.select(
-        pl.col("arm").map_elements(arm_label, return_dtype=pl.String),
-        "seed",
-        "moment",
-        *MATCHED,
-        (pl.col("no_ffn_accuracy") * 100).round(1).alias("percent"),
+    every = [("main", rows), *([("own", own)] if own is not None else [])]
+    there = [arm for arm in ARMS if any(arm in set(each["arm"]) for _, each in every)]
+    models = pl.concat(
+        each.select(
+            pl.col("arm").map_elements(arm_label, return_dtype=pl.String),
+            pl.col("seed").cast(pl.Int64),
+            "moment",
+            pl.col(*MATCHED).cast(pl.Int64),
+            (pl.col("no_ffn_accuracy") * 100).round(1).alias("percent"),
+            pl.lit(LANES[lane]).alias("lane"),
+        )
+        for lane, each in every
     )
-    means = summaries(models, ["arm", "moment", *MATCHED], "percent").with_columns(
+    means = summaries(models, ["arm", "moment", "lane", *MATCHED], "percent").with_columns(
         pl.col("mean", "low", "high").round(1)
     )
     x = alt.X(
@@ -60,6 +65,7 @@ def matching(argument: Argument, task: str = "add7") -> Figure | Text:
     here = "datum.moment == checkpoint"
     tips = [
         alt.Tooltip("arm:N", title="FFN"),
+        alt.Tooltip("lane:N", title="from"),
         alt.Tooltip("mean:Q", title="mean (%)"),
         alt.Tooltip("low:Q", title="95 % CI from"),
         alt.Tooltip("high:Q", title="to"),
@@ -78,24 +84,42 @@ def matching(argument: Argument, task: str = "add7") -> Figure | Text:
             alt.Y("percent:Q"),
             colour,
             shape,
-            tooltip=[alt.Tooltip("arm:N", title="FFN"), "seed:O", "percent:Q"],
+            tooltip=[
+                alt.Tooltip("arm:N", title="FFN"),
+                "seed:O",
+                alt.Tooltip("lane:N", title="from"),
+                "percent:Q",
+            ],
         ),
         average.mark_rule(strokeWidth=2.5).encode(x, alt.Y("low:Q"), alt.Y2("high:Q"), tooltip=tips),
-        average.mark_point(filled=True, size=130, opacity=1).encode(
-            x, alt.Y("mean:Q", title="Accuracy without the FFN (%)", scale=scale), colour, shape, tooltip=tips
+        *(
+            average.transform_filter(alt.datum.lane == LANES[lane])
+            .mark_point(filled=lane == "main", size=130, opacity=1, strokeWidth=2.5)
+            .encode(
+                x,
+                alt.Y("mean:Q", title="Accuracy without the FFN (%)", scale=scale),
+                colour,
+                shape,
+                tooltip=tips,
+            )
+            for lane, _ in every
         ),
     ).properties(width=470, height=340)
     return show(
-        chart.add_params(selected("matched", "Along the axis:", MATCHED), checkpoint(rows)),
+        chart.add_params(
+            selected("matched", "Along the axis:", MATCHED), checkpoint(*(each for _, each in every))
+        ),
         name="matching",
         caption=(
             "The same models laid out by what one could match. If that size decided, all would lie on one curve. "
-            "Large symbols: means. " + marks(rows, None).replace("tick and bar", "symbol and bar")
+            "Large symbols: means"
+            + (", hollow on this computer. " if own is not None else ". ")
+            + marks(rows, own).replace("tick and bar", "symbol and bar")
         ),
         alt="Accuracy without the FFN against model size: "
         + ", ".join(
             f"{arm} {mean:.0f} % at {active} active parameters"
-            for arm, mean, active in means.filter(moment="first_best")
+            for arm, mean, active in means.filter(moment="first_best", lane=LANES["main"])
             .select("arm", "mean", "active_parameters")
             .iter_rows()
         )

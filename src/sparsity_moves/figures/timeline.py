@@ -7,7 +7,7 @@ import polars as pl
 
 from sparsity_moves.figures.book_renderer import Figure, show
 from sparsity_moves.figures.prose import Text
-from sparsity_moves.figures.strips import nothing_yet
+from sparsity_moves.figures.strips import LANES, nothing_yet
 from sparsity_moves.figures.summary import METHOD, summaries
 from sparsity_moves.figures.theme import arm_colours, arm_label, arm_shapes
 from sparsity_moves.figures.words import profile, seeds, task_of
@@ -93,6 +93,9 @@ def shift_over_training(argument: Argument, arms: Sequence[str] = ARMS, task: st
         )
         .properties(width=480, height=alt.Step(20))
     )
+    own = _own(argument, there, task)
+    if len(own):
+        above += alt.Chart(own).mark_line(strokeWidth=2, strokeDash=[2, 3]).encode(x, y, colour, tooltip=tips)
     ends = means.filter(step=steps[-1])
     return show(
         alt.vconcat(above, below, spacing=16).add_params(slider),
@@ -101,9 +104,26 @@ def shift_over_training(argument: Argument, arms: Sequence[str] = ARMS, task: st
             f"Accuracy without the FFN over training. Lines and bands: mean and {METHOD} ({seeds(moments)}, "
             f"{profile(moments)}). Shaded column: where eight of ten models have their first best checkpoint, the "
             "one the paper looks at. Dashed: answers that need no computation. Below: every seed at that step."
+            + (
+                " Dotted: means of the reader's own, shorter runs, trained on *this computer*."
+                if len(own)
+                else ""
+            )
         ),
         alt=f"Lines over training steps. At step {steps[-1]}: "
         + ", ".join(f"{arm} {mean:.0f} %" for arm, mean in ends.select("arm", "mean").iter_rows())
         + ".",
-        data=means,
+        data=pl.concat(
+            [means.with_columns(lane=pl.lit(LANES["main"])), own.with_columns(lane=pl.lit(LANES["own"]))]
+        ),
     )
+
+
+def _own(argument: Argument, arms: Sequence[str], task: str) -> pl.DataFrame:
+    """Means of the reader's own runs at each of their looks; no rows where he has none."""
+    rows = argument.curves(task, arms, own=True).select(
+        pl.col("arm").map_elements(arm_label, return_dtype=pl.String),
+        pl.col("step").cast(pl.Int64),
+        (pl.col("no_ffn_accuracy") * 100).round(1).alias("percent"),
+    )
+    return summaries(rows, ["arm", "step"], "percent").with_columns(pl.col("mean", "low", "high").round(1))

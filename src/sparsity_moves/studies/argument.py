@@ -90,10 +90,13 @@ class Argument:
         there = set(self.moments(task, arms)["arm"]) if arms else set()
         return [name for name in arms if name not in there]
 
-    def curves(self, task: str, arms: Iterable[str]) -> pl.DataFrame:
-        """One row a model and look, with its `arm` and `seed`."""
-        names = self.moments(task, arms).select("spec_id", "arm", "seed").unique(maintain_order=True)
-        return names.join(self.main.curves, on="spec_id", maintain_order="left_right")
+    def curves(self, task: str, arms: Iterable[str], *, own: bool = False) -> pl.DataFrame:
+        """One row a model and look, with its `arm` and `seed`; of the main tables, or of the reader's own."""
+        evidence = (self.own if own else self.main) or Evidence(
+            self.main.rows.clear(), {}, self.main.curves.clear()
+        )
+        names = _rows(evidence, task, arms).select("spec_id", "arm", "seed").unique(maintain_order=True)
+        return names.join(evidence.curves, on="spec_id", maintain_order="left_right")
 
 
 def gather(profile: Profile) -> Argument:
