@@ -17,7 +17,7 @@ from sparsity_moves.widgets.lab.build import WASM
 
 TASKS = ("add7", "modular_addition", "histogram")
 ACTIVATIONS = ("relu", "gelu", "silu", "none")
-ROUTERS = ("none", "learned", "frozen", "hash")
+ROUTERS = ("none", "learned", "frozen", "hash", "tree")
 GATES = ("renormalised", "switch")
 TENSORS = (
     "embed",
@@ -54,7 +54,9 @@ class Host:
         self.calls: Any = wasmtime.Instance(self.store, module, []).exports(self.store)
         self.spec, self.task = spec, spec.task_object
         if spec.depth != 1 or spec.norm != "none" or spec.dropout or spec.router not in ROUTERS:
-            raise UserError("the lab trains one layer without norm or dropout, routed by score or by symbol")
+            raise UserError("the lab trains one layer without norm or dropout, routed by score, symbol or tree")
+        if spec.always_on or spec.nonlinearity == "tree":
+            raise UserError("the lab's trees have no units that are always on, and φ at every node or after the sum")
         sizes = {
             "add7": (0, 0),
             "modular_addition": (spec.modulus or 0, round(100 * (spec.train_fraction or 0))),
@@ -74,6 +76,8 @@ class Host:
             int(spec.gated),
             ACTIVATIONS.index(spec.activation),
             capacity,
+            spec.tree_depth,
+            int(spec.nonlinearity == "sum"),
         )
         if not self.parameters:
             raise UserError("the trainer refused these settings")
