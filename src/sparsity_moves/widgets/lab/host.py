@@ -55,9 +55,13 @@ class Host:
         self.spec, self.task, self.capacity = spec, spec.task_object, capacity
         self._twin: Host | None = None
         if spec.depth != 1 or spec.norm != "none" or spec.dropout or spec.router not in ROUTERS:
-            raise UserError("the lab trains one layer without norm or dropout, routed by score, symbol or tree")
+            raise UserError(
+                "the lab trains one layer without norm or dropout, routed by score, symbol or tree"
+            )
         if spec.always_on or spec.nonlinearity == "tree":
-            raise UserError("the lab's trees have no units that are always on, and φ at every node or after the sum")
+            raise UserError(
+                "the lab's trees have no units that are always on, and φ at every node or after the sum"
+            )
         sizes = {
             "add7": (0, 0),
             "modular_addition": (spec.modulus or 0, round(100 * (spec.train_fraction or 0))),
