@@ -68,7 +68,8 @@ def main() -> None:
         table.add_row(
             name, shown(lab), shown(fleet), f"[{low:.1%}, {high:.1%}]", "yes" if low <= 0 <= high else "NO"
         )
-    RESULT.write_text(json.dumps({"seeds": seeds, "level": level, "no_ffn_accuracy": found}, indent=1) + "\n")
+        told = {"seeds": seeds, "level": level, "no_ffn_accuracy": found}
+        RESULT.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     Console().print(table)
 
 
