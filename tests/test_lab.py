@@ -19,6 +19,7 @@ from playwright.sync_api import Browser, Page
 
 from sparsity_moves.errors import UserError
 from sparsity_moves.figures.book_renderer import DATA_DIR
+from sparsity_moves.studies.arms import TREES as TREE_ARMS
 from sparsity_moves.widgets.lab import record
 from sparsity_moves.widgets.lab.host import ACTIVATIONS, GATES, ROUTERS, Host
 from sparsity_moves.widgets.lab.module import config, joined, module
@@ -26,6 +27,7 @@ from sparsity_moves.widgets.lab.page_html import element, fragment, recorded
 from sparsity_moves.widgets.lab.recipes import CONTROLS, checked, defaults, spec_of
 from sparsity_moves.widgets.lab.widget import Lab, lab
 
+TREES = [name for name in TREE_ARMS if name != "tree_active"]  # which the number of trees makes of `tree`
 SECONDS, HEARD, TASK, SIZE = 10.0, 0.5, 100.0, 60_000
 PAGE = (
     "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
@@ -133,6 +135,21 @@ def best_of_three(measured: Callable[[], float]) -> float:
     return min(measured() for _ in range(3))
 
 
+# A page in a browser with so many cores, which counts its workers and may spoil the second.
+WORKERS = {
+    name: "Object.defineProperty(navigator, 'hardwareConcurrency', {get: () => "
+    + ("1" if name == "one" else "2")
+    + "}); window.made = 0; const Real = Worker; window.Worker = class { constructor(url) { "
+    + f"if (++window.made === 2) {{ {spoilt} }} return new Real(url); }} }};"
+    for name, spoilt in {
+        "two": "",
+        "one": "",
+        "of two one breaks": "return new Real(URL.createObjectURL(new Blob(['wrong()'])));",
+        "of two one is silent": "return new Real(URL.createObjectURL(new Blob([''])));",
+        "no second": "throw new Error('no second');",
+    }.items()
+}
+
 HUNDREDS = "step [1-9][0-9]{2,} of"
 
 
@@ -143,14 +160,19 @@ class TestItLearns:
         set_slider(page, "experts", experts)
         page.wait_for_function(LEARNED, timeout=1000 * SECONDS)
 
-    def test_the_same_bits_as_the_recorded_run(self, opened: Opened) -> None:
-        page = opened("live.html")
+    @pytest.mark.parametrize(
+        "workers", ["two", "one", "of two one breaks", "of two one is silent", "no second"]
+    )
+    def test_the_same_bits_as_the_recorded_run(self, opened: Opened, workers: str) -> None:
+        """Whether a worker or a pair of them trained, and whatever becomes of the second."""
+        page = opened("live.html", script=WORKERS[workers])
         page.get_by_role("button", name="Train").click()
         until(page, "step (1[0-9]{2}|[2-9][0-9]{2}) of")
         page.get_by_role("button", name="Pause").click()
         rows = page.wait_for_function("() => window.saved?.rows").json_value()
         assert len(rows) > 3
         assert rows == recorded()["rows"][: len(rows)]
+        assert page.evaluate("() => window.made") == {"two": 2, "one": 1, "no second": 2}.get(workers, 3)
 
     def test_the_recorded_run_is_what_the_trainer_gives(self) -> None:
         host = Host(spec_of(recorded()["setting"]))
@@ -161,6 +183,16 @@ class TestItLearns:
             assert record.row_of(host, row["step"], row["loss"]) == row
         assert recorded()["setting"] == defaults()
         assert recorded()["rows"][-1]["exact"] >= 0.99
+
+    @pytest.mark.parametrize("trees", TREES)
+    def test_trees_show_where_answers_go(self, opened: Opened, trees: str) -> None:
+        page = opened(f"lab.html#lab=ffn:{trees};trees:4;tree_depth:2;experts:4")
+        assert page.locator(".lab [name=experts]").is_disabled()
+        page.get_by_role("button", name="Train").click()
+        until(page, HUNDREDS)
+        page.wait_for_function("() => document.querySelectorAll('.lab-trees svg').length === 4")
+        assert page.locator(".lab-trees rect").count() == 4 * 7
+        assert page.locator(".lab-switches", has_text="expert").count() == 0
 
     @pytest.mark.parametrize("task", ["modular_addition", "histogram"])
     def test_the_other_tasks_train_too(self, opened: Opened, task: str) -> None:
@@ -176,9 +208,7 @@ def host_steps(host: Host) -> int:
 
 def advance(host: Host) -> None:
     spec, done = host.spec, host_steps(host)
-    host.call("draw_batch", spec.batch)
-    host.differentiate(spec.batch)
-    host.update(spec.learning_rate * min(1.0, (spec.steps - done) / spec.decay))
+    host.step(spec.learning_rate * min(1.0, (spec.steps - done) / spec.decay))
     host.done = done + 1  # type: ignore[attr-defined]
 
 
@@ -334,8 +364,14 @@ class TestLinks:
 
     def test_python_and_the_page_mean_the_same_run(self, opened: Opened) -> None:
         names = ("task", "ffn", "experts", "width", "top_k", "routing")
-        choices = [next(c["values"] for c in CONTROLS if c["name"] == name) for name in names]
+        choices: list[list[Any]] = [
+            next(c["values"] for c in CONTROLS if c["name"] == name) for name in names
+        ]
         asked = [dict(zip(names, choice, strict=True)) for choice in itertools.product(*choices)][::7]
+        asked += [
+            {"task": task, "ffn": ffn, "trees": trees, "tree_depth": depth}
+            for task, ffn, trees, depth in itertools.product(choices[0], TREES, (1, 16), (1, 5))
+        ]
         found = opened().evaluate(
             f"(asked) => {{ {config()} {joined('settings.js')} return asked.map((one) => "
             "runOf({...defaults(one.task), ...one})) }",
@@ -356,6 +392,8 @@ class TestLinks:
                 run["batch"],
                 run["rate"],
                 run["fall"],
+                run["treeDepth"],
+                bool(run["afterSum"]),
             )
             assert theirs == (
                 spec.width,
@@ -370,6 +408,8 @@ class TestLinks:
                 spec.batch,
                 spec.learning_rate,
                 spec.decay,
+                spec.tree_depth,
+                spec.nonlinearity == "sum",
             ), setting
 
 

@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -20,15 +21,15 @@ from torch import Tensor
 
 from sparsity_moves import kernels
 from sparsity_moves.errors import UserError
-from sparsity_moves.model import Parameters, forward
+from sparsity_moves.model import Parameters, forward, tree
 from sparsity_moves.studies import arm
-from sparsity_moves.studies.arms import ARMS, TREES
+from sparsity_moves.studies.arms import ARMS
 from sparsity_moves.training import Spec, correct
 from sparsity_moves.widgets.lab import build
 from sparsity_moves.widgets.lab.host import NO_ATTENTION, NO_FFN, Host
 
 TASKS = ("add7", "modular_addition", "histogram")
-HERE = [name for name in ARMS if name not in {"moe_hash_context", *TREES}]
+HERE = [name for name in ARMS if name != "moe_hash_context"]
 SEQUENCES = 64
 GRADIENT, LOSS = 2e-6, 1e-4
 
@@ -81,6 +82,55 @@ def test_gradients_are_those_of_pytorch_in_double_precision(name: str, task: str
     assert furthest(host.tensors("gradients"), right) < GRADIENT
 
 
+@pytest.mark.parametrize("name", ["dense", "moe", "moe_switch", "moe_top2", "tree"])
+@pytest.mark.parametrize("sequences", [SEQUENCES, SEQUENCES - 1])
+def test_two_halves_are_the_whole(name: str, sequences: int) -> None:
+    """Two trainers with half of a batch each, that tell each other their loads and gradients, have its gradients."""
+    spec = spec_of(name, batch=sequences)
+    whole, parted = Host(spec), Host(spec)
+    for host in (whole, parted):
+        host.call("initialise", 1)
+    whole.call("draw_batch", sequences)
+    right = whole.differentiate(sequences)
+    assert parted.step(0.0) == pytest.approx(right, rel=GRADIENT)
+    exact = {n: g.double() for n, g in whole.tensors("gradients").items()}
+    assert furthest(parted.tensors("gradients"), exact) < GRADIENT
+
+
+def test_halves_that_keep_their_loads_to_themselves_are_not() -> None:
+    """Balance is of the whole batch: without the other half's loads the router's gradient is another."""
+    spec = spec_of("moe", batch=SEQUENCES)
+    host = Host(spec)
+    host.call("initialise", 1)
+    host.step(0.0)
+    right = {n: g.double() for n, g in host.tensors("gradients").items()}
+    found = []
+    for which in (0, 1):
+        half = Host(spec)
+        half.call("initialise", 1)
+        half.call("draw_batch", SEQUENCES)
+        half.call("half_forward", which, SEQUENCES)
+        half.call("half_backward", SEQUENCES, float(spec.balance_weight))
+        found.append(half.tensors("gradients"))
+    summed = {n: found[0][n] + found[1][n] for n in right}
+    assert furthest(summed, right) > 100 * GRADIENT
+
+
+def test_a_tree_counts_who_visits_its_nodes() -> None:
+    spec = spec_of("tree")
+    host = Host(spec)
+    host.call("initialise", 1)
+    host.evaluate()
+    visits = torch.from_numpy(host.read("loads", host.blocks, np.int32)).long()
+    p = {n: t[None] for n, t in host.tensors().items()}
+    every = spec.task_object.evaluation(0, 0)
+    trace = forward(spec.architecture, p, every.tokens[None])
+    routing = trace.layers[0].routing
+    assert routing is not None
+    wanted = tree.visits(spec.architecture.ffn, routing.chosen).flatten()
+    assert (visits - wanted).abs().sum() <= 1e-3 * wanted.sum()  # a unit near zero may fall to either side
+
+
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "none"])
 def test_every_activation(activation: str) -> None:
     spec = spec_of("glu", activation=activation)
@@ -94,7 +144,10 @@ def test_every_activation(activation: str) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("name", ["dense", "glu", "moe", "moe_frozen", "moe_switch", "moe_top2", "moe_hash"])
+@pytest.mark.parametrize(
+    "name",
+    ["dense", "glu", "moe", "moe_frozen", "moe_switch", "moe_top2", "moe_hash", "tree", "tree_balanced"],
+)
 def test_thirty_steps_lose_what_pytorch_loses(name: str, task: str) -> None:
     """From the same weights, on the batches that mulberry32 draws here and there; AdamW and clipping included."""
     spec = spec_of(name, task)
@@ -184,8 +237,10 @@ def test_settings_that_do_not_fit_together_are_refused() -> None:
     with pytest.raises(UserError):
         Host(spec_of("dense", norm="rms"))
     host = Host(spec_of("moe"))
-    assert host.call("setup", 0, 0, 0, 64, 4, 250, 4, 1, 1, 0, 0, 0, 64) == 0  # 4 experts do not divide 250
-    assert host.call("setup", 0, 0, 0, 64, 4, 256, 4, 5, 1, 0, 0, 0, 64) == 0  # 5 of 4
+    assert (
+        host.call("setup", 0, 0, 0, 64, 4, 250, 4, 1, 1, 0, 0, 0, 64, 0, 0) == 0
+    )  # 4 experts do not divide 250
+    assert host.call("setup", 0, 0, 0, 64, 4, 256, 4, 5, 1, 0, 0, 0, 64, 0, 0) == 0  # 5 of 4
 
 
 def test_the_shipped_trainer_is_the_committed_source_compiled(tmp_path) -> None:

@@ -17,7 +17,7 @@ from sparsity_moves.widgets.lab.build import WASM
 
 TASKS = ("add7", "modular_addition", "histogram")
 ACTIVATIONS = ("relu", "gelu", "silu", "none")
-ROUTERS = ("none", "learned", "frozen", "hash")
+ROUTERS = ("none", "learned", "frozen", "hash", "tree")
 GATES = ("renormalised", "switch")
 TENSORS = (
     "embed",
@@ -52,9 +52,16 @@ class Host:
         engine, module = _compiled()
         self.store = wasmtime.Store(engine)
         self.calls: Any = wasmtime.Instance(self.store, module, []).exports(self.store)
-        self.spec, self.task = spec, spec.task_object
+        self.spec, self.task, self.capacity = spec, spec.task_object, capacity
+        self._twin: Host | None = None
         if spec.depth != 1 or spec.norm != "none" or spec.dropout or spec.router not in ROUTERS:
-            raise UserError("the lab trains one layer without norm or dropout, routed by score or by symbol")
+            raise UserError(
+                "the lab trains one layer without norm or dropout, routed by score, symbol or tree"
+            )
+        if spec.always_on or spec.nonlinearity == "tree":
+            raise UserError(
+                "the lab's trees have no units that are always on, and φ at every node or after the sum"
+            )
         sizes = {
             "add7": (0, 0),
             "modular_addition": (spec.modulus or 0, round(100 * (spec.train_fraction or 0))),
@@ -74,9 +81,16 @@ class Host:
             int(spec.gated),
             ACTIVATIONS.index(spec.activation),
             capacity,
+            spec.tree_depth,
+            int(spec.nonlinearity == "sum"),
         )
         if not self.parameters:
             raise UserError("the trainer refused these settings")
+
+    @property
+    def blocks(self) -> int:
+        """Blocks whose tokens `loads` counts: experts, or every node of every tree."""
+        return self.spec.width if self.spec.router == "tree" else self.spec.experts
 
     def call(self, name: str, *values: float) -> Any:
         """One of the trainer's own functions."""
@@ -131,6 +145,33 @@ class Host:
     def differentiate(self, sequences: int) -> float:
         """Gradients of the batch that is there, and its cross-entropy."""
         return float(self.call("differentiate", sequences, float(self.spec.balance_weight)))
+
+    def step(self, rate: float) -> float:
+        """One step of training as the page takes it, in two halves, and the batch's cross-entropy."""
+        batch, balance = self.spec.batch, float(self.spec.balance_weight)
+        self.call("draw_batch", batch)
+        if self._twin is None:
+            self._twin = Host(self.spec, self.capacity)
+        twin, halves = self._twin, (self, self._twin)
+        twin.write("parameter_values", self.read("parameter_values", self.parameters))
+        for name, count in (
+            ("token_values", batch * self.task.length),
+            ("target_values", batch * len(self.task.read_out)),
+            ("hash_values", self.task.vocabulary),
+        ):
+            twin.write(name, self.read(name, count, np.int32))
+        for which, half in enumerate(halves):
+            half.call("half_forward", which, batch)
+        if balance:
+            whole = sum(half.read("whole_loads", self.spec.experts, np.int32) for half in halves)
+            for half in halves:
+                half.write("whole_loads", whole)
+        for half in halves:
+            half.call("half_backward", batch, balance)
+        self.write("other_gradients", twin.read("gradients", self.parameters + 4))
+        loss = float(self.call("join"))
+        self.update(rate)
+        return loss
 
     def update(self, rate: float) -> None:
         s = self.spec

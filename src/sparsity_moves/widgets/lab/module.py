@@ -36,7 +36,9 @@ def config() -> str:
 def module() -> str:
     """The module's text; its default export has `render`, as anywidget wants it."""
     wasm = base64.b64encode(WASM.read_bytes()).decode()
-    worker = f'const WASM = "{wasm}";\n{config()}{joined("settings.js", "session.js", "worker.js")}'
+    worker = (
+        f'const WASM = "{wasm}";\n{config()}{joined("settings.js", "session.js", "partner.js", "worker.js")}'
+    )
     css = (PAGE / "lab.css").read_text(encoding="utf-8")
     text = f"{config()}const CSS = {json.dumps(css)};\nconst WORKER = {json.dumps(worker)};\n" + joined(
         "settings.js", "draw.js", "charts.js", "controls.js", "trainer.js", "lab.js"

@@ -12,6 +12,7 @@ from typing import Any
 
 from sparsity_moves.errors import UserError
 from sparsity_moves.studies import arm
+from sparsity_moves.studies.arms import TREES
 from sparsity_moves.training import Spec
 from sparsity_moves.training.spec import TaskName
 
@@ -60,6 +61,8 @@ def checked(setting: Setting) -> Setting:
 def spec_of(setting: Setting) -> Spec:
     """The run of a setting. Raises `UserError` where the lab has no such setting."""
     s = checked(setting)
+    if str(s["ffn"]) in TREES:
+        return _spec_of_trees(s)
     task, experts, top_k = s["task"], int(s["experts"]), int(s["top_k"])
     name = (
         ("moe_glu" if s["ffn"] != "mlp" else "moe")
@@ -74,6 +77,14 @@ def spec_of(setting: Setting) -> Spec:
         own["top_k"] = 1 if s["routing"] == "hash" else min(top_k, experts)
         own["balance_weight"] = 0.0 if s["routing"] == "hash" else float(s["balance"])
     return arm(name, "laptop", task, int(s["seed"]), experts=experts, width=int(s["width"]), **own)  # type: ignore[arg-type]
+
+
+def _spec_of_trees(s: Setting) -> Spec:
+    depth = int(s["tree_depth"])
+    own = dict(CHANGES[s["task"]]) | {"weight_decay": float(s["weight_decay"])}  # type: ignore[index]
+    width = int(s["trees"]) * (2 ** (depth + 1) - 1)
+    name, seed = str(s["ffn"]), int(s["seed"])
+    return arm(name, "laptop", s["task"], seed, experts=1, width=width, tree_depth=depth, **own)  # type: ignore[arg-type]
 
 
 def page_config() -> dict[str, Any]:

@@ -24,9 +24,7 @@ def run(setting: Setting) -> dict[str, Any]:
     host.call("initialise", spec.seed)
     rows, loss = [row_of(host, 0, None)], None
     for step in range(spec.steps):
-        host.call("draw_batch", spec.batch)
-        loss = host.differentiate(spec.batch)
-        host.update(spec.learning_rate * min(1.0, (spec.steps - step) / spec.decay))
+        loss = host.step(spec.learning_rate * min(1.0, (spec.steps - step) / spec.decay))
         if (step + 1) % spec.evaluate_every == 0 or step + 1 == spec.steps:
             rows.append(row_of(host, step + 1, loss))
     return {"setting": setting, "rows": rows, "look": _look(host)}
@@ -35,7 +33,7 @@ def run(setting: Setting) -> dict[str, Any]:
 def row_of(host: Host, step: int, loss: float | None) -> dict[str, Any]:
     """What the page keeps of one look at the model, as `Session.row` in the page."""
     accuracy, exact, test = host.evaluate()
-    loads = host.read("loads", host.spec.experts, np.int32).tolist()
+    loads = host.read("loads", host.blocks, np.int32).tolist()
     return {
         "step": step,
         "loss": loss,

@@ -79,8 +79,27 @@ export function ablationTable(runs, chance) {
 // How many answers each expert computed in the last measurement.
 export function loadBars(loads) {
   const whole = loads.reduce((a, b) => a + b, 0) || 1;
-  return h("ol", { class: "lab-loads", start: 1 }, ...loads.map((load) =>
-    h("li", {}, h("div", { class: "lab-bar" }, h("div", { class: "lab-fill", style: `width:${(100 * load) / whole}%` }), h("i", { class: "lab-chance", style: `left:${100 / loads.length}%` })), h("span", {}, percent(load / whole)))));
+  const bars = loads.map((load) =>
+    h("li", {}, h("div", { class: "lab-bar" }, h("div", { class: "lab-fill", style: `width:${(100 * load) / whole}%` }), h("i", { class: "lab-chance", style: `left:${100 / loads.length}%` })), h("span", {}, percent(load / whole))));
+  return [h("ol", { class: "lab-loads", start: 1 }, ...bars), h("p", {}, "Share of the answers that each expert computes; the thin line is an even load.")];
+}
+
+// How many tokens every node of every tree has seen in the last measurement: a row a level, the root on top.
+export function treePictures(visits, depth) {
+  const nodes = 2 ** (depth + 1) - 1, wide = 64, tall = 9, first = 2 ** depth - 1;
+  const trees = Array.from({ length: visits.length / nodes }, (_, tree) => visits.slice(tree * nodes, (tree + 1) * nodes));
+  const idle = trees.flatMap((seen) => seen.slice(first)).filter((count) => !count).length, leaves = trees.length * 2 ** depth;
+  const box = h("div", { class: "lab-trees" }, ...trees.map((seen, tree) => {
+    const most = Math.max(...seen.slice(first)) / seen[0];
+    const picture = s("svg", { viewBox: `0 0 ${wide} ${tall * (depth + 1)}`, role: "img", "aria-label": `Tree ${tree + 1}: its fullest leaf has ${percent(most)} of the answers.` });
+    for (let level = 0, node = 0; level <= depth; level++)
+      for (let i = 0; i < 2 ** level; i++, node++) {
+        const width = wide / 2 ** level;
+        picture.append(s("rect", { class: "lab-cell", x: i * width, y: level * tall, width: width - 0.5, height: tall - 0.5, "fill-opacity": (seen[node] / seen[0]).toFixed(3) }));
+      }
+    return picture;
+  }));
+  return [box, h("p", {}, `A row is a level of a tree, its root on top; the darker a node, the more answers pass through it. ${idle} of ${leaves} leaves are reached by none.`)];
 }
 
 // Each head's attention: a row an answer, a column a token that it may look at.

@@ -24,7 +24,7 @@ export function mount(el, given) {
   const problem = h("p", { role: "alert", class: "lab-problem" });
   const places = Object.fromEntries(["legend", "accuracy", "loss", "bars", "loads", "spectrum", "predictions", "heads", "switches", "numbers"].map((name) => [name, h("div", { class: `lab-${name}` })]));
   const details = h("details", { ontoggle: draw }, h("summary", {}, "All numbers"), h("div", { class: "lab-scroll", tabindex: 0, role: "region", "aria-label": "All numbers" }, places.numbers));
-  const loadPanel = panel("Expert loads", places.loads, h("p", {}, "Share of the answers that each expert computes; the thin line is an even load."));
+  const loadPanel = panel("Where answers go", places.loads);
   const spectrumPanel = panel("Fourier spectrum of the FFN's units", places.spectrum);
 
   el.replaceChildren(h("style", {}, CSS), h("div", { class: "lab" },
@@ -74,7 +74,7 @@ export function mount(el, given) {
     notice = "";
     clearTimeout(coming);
     coming = 0;
-    trainer ??= new Trainer(heard, failed);
+    trainer ??= new Trainer(heard, failed, () => begin(state === "training"));
     clear(playing ? "training" : "paused");
     trainer.start(setting, playing, Number(speed.value), wish());
     draw();
@@ -140,7 +140,7 @@ export function mount(el, given) {
 
   // The reader's own switches: single heads and experts, closed for the typed input.
   function switches() {
-    const experts = setting.experts, heads = CONFIG.tasks[setting.task].heads;
+    const { experts } = runOf(setting), heads = CONFIG.tasks[setting.task].heads;
     const one = (label, flip) => h("label", {}, h("input", { type: "checkbox", onchange: flip }), label);
     const ask = () => trainer?.tell("look", { wish: wish() });
     places.switches.replaceChildren(h("fieldset", { class: "lab-switches" }, h("legend", {}, "Take out, for this input:"),
@@ -169,7 +169,7 @@ export function mount(el, given) {
     const shown = [];
     if (recorded.setting.task === setting.task) shown.push({ ...recorded, kind: "recorded", name: same(recorded.setting, setting) ? "recorded" : "recorded, default setting" });
     if (pinned?.setting.task === setting.task) shown.push(pinned);
-    if (state !== "rest" || !shown.length) shown.push({ rows, kind: "own", name: "your run" });
+    if (state !== "rest" || !shown.length) shown.push({ rows, setting, kind: "own", name: "your run" });
     return shown;
   }
 
@@ -200,7 +200,10 @@ export function mount(el, given) {
     places.bars.replaceChildren(ablationTable(shown, task.chance));
     const loads = last?.loads;
     loadPanel.hidden = !(loads?.length > 1);
-    if (!loadPanel.hidden) places.loads.replaceChildren(loadBars(loads));
+    if (!loadPanel.hidden) {
+      const { treeDepth } = runOf(main.setting);
+      places.loads.replaceChildren(...(treeDepth ? treePictures(loads, treeDepth) : loadBars(loads)));
+    }
     spectrumPanel.hidden = !last?.spectrum;
     if (last?.spectrum) {
       const { concentration, live } = last.spectrum;

@@ -1,15 +1,46 @@
-// One model in the trainer: trained a step at a time, measured, looked into.
+// One half of a run: a trainer set up for it, and the half of every batch that it differentiates.
+export class Half {
+  constructor(wasm, run, which) {
+    Object.assign(this, { wasm, run, which });
+    const r = run;
+    this.size = wasm.setup(r.taskNumber, ...r.sizes, r.dModel, r.heads, r.width, r.experts, r.topK, r.router, r.gate, r.gated, r.activation, 256, r.treeDepth, r.afterSum);
+    if (!this.size) throw new Error("The trainer refused these settings.");
+    wasm.initialise(r.seed);
+  }
 
+  // All parameters, their gradients or the like, where they lie; with what stands behind them.
+  values(name, more = 0) {
+    return new Float32Array(this.wasm.memory.buffer, this.wasm[name](), this.size + more);
+  }
+
+  loads() {
+    return new Int32Array(this.wasm.memory.buffer, this.wasm.whole_loads(), this.run.experts);
+  }
+
+  addLoads(theirs) {
+    this.loads().forEach((load, expert, all) => (all[expert] = load + theirs[expert]));
+  }
+
+  forward() {
+    this.wasm.draw_batch(this.run.batch);
+    this.wasm.half_forward(this.which, this.run.batch);
+  }
+
+  backward() {
+    this.wasm.half_backward(this.run.batch, this.run.balance);
+  }
+}
+
+// One model in the trainer: trained a step at a time, measured, looked into. `partner` has the other half of each batch.
 export class Session {
-  constructor(wasm, setting) {
+  constructor(wasm, setting, partner, which) {
     this.wasm = wasm;
     this.run = runOf(setting);
     this.step = 0;
     this.loss = null;
-    const r = this.run;
-    const size = wasm.setup(r.taskNumber, ...r.sizes, r.dModel, r.heads, r.width, r.experts, r.topK, r.router, r.gate, r.gated, r.activation, 256);
-    if (!size) throw new Error("The trainer refused these settings.");
-    wasm.initialise(r.seed);
+    this.half = new Half(wasm, this.run, which);
+    this.partner = partner;
+    partner.start(this);
   }
 
   floats(pointer, count) {
@@ -24,22 +55,36 @@ export class Session {
     return this.step >= this.run.steps;
   }
 
-  // One update; the learning rate falls linearly over the last steps.
-  advance() {
-    const r = this.run, rate = r.rate * Math.min(1, (r.steps - this.step) / r.fall);
-    this.wasm.draw_batch(r.batch);
-    this.loss = this.wasm.differentiate(r.batch, r.balance);
+  // Whether this step is one to measure at.
+  get due() {
+    return this.step % this.run.every === 0 || this.done;
+  }
+
+  // One update; the learning rate falls linearly over the last steps. The balance loss wants the loads of the whole
+  // batch before the way back.
+  async advance() {
+    const r = this.run, rate = r.rate * Math.min(1, (r.steps - this.step) / r.fall), { half, partner } = this;
+    half.forward();
+    if (r.balance) half.addLoads(await partner.loads(half.loads()));
+    half.backward();
+    half.values("other_gradients", 4).set(await partner.gradients(half.values("gradients", 4)));
+    this.loss = this.wasm.join();
     this.wasm.update(rate, r.weightDecay, r.beta1, r.beta2, r.clip);
     this.step++;
   }
 
-  // What the curves show, now. The measurement without attention goes last: it routes other tokens.
-  row() {
+  // What the curves show, now; once at each step that is due, since a partner measures then, too.
+  async row() {
     const [accuracy, exact, test] = this.floats(this.wasm.evaluate(0), 3);
-    const loads = this.integers(this.wasm.loads(), this.run.experts);
+    const loads = this.integers(this.wasm.loads(), this.run.blocks);
     const spectrum = this.run.taskNumber === 1 ? this.spectrum() : null;
+    const without = (this.due && (await this.partner.ablated())) || this.ablated();
+    return { step: this.step, loss: this.loss, accuracy, exact, test: test < 0 ? null : test, ...without, loads, spectrum };
+  }
+
+  ablated() {
     const [noFfn] = this.floats(this.wasm.evaluate(2), 1), [noAttention] = this.floats(this.wasm.evaluate(1), 1);
-    return { step: this.step, loss: this.loss, accuracy, exact, test: test < 0 ? null : test, noFfn, noAttention, loads, spectrum };
+    return { noFfn, noAttention };
   }
 
   // Of each unit's mean over the answers: the share of its power at each frequency k (k and p - k together),

@@ -24,6 +24,9 @@ export const writeSetting = (setting) =>
 
 // Whether a control has any effect beside the others.
 export function applies(control, setting) {
+  const trees = setting.ffn.startsWith("tree");
+  if (control.needs === "trees") return trees;
+  if (control.needs && trees) return false;
   if (control.needs === "experts") return setting.experts > 1 && !(control.name === "top_k" && setting.routing === "hash");
   if (control.needs === "scores") return setting.experts > 1 && setting.routing !== "hash";
   return true;
@@ -32,12 +35,13 @@ export function applies(control, setting) {
 // The numbers that the trainer's `setup` takes, and those of the run; as `recipes.spec_of` in Python.
 export function runOf(setting) {
   const task = CONFIG.tasks[setting.task];
-  const { experts, routing } = setting;
-  const gated = setting.ffn !== "mlp", several = experts > 1, hashed = several && routing === "hash";
-  let width = setting.width;
+  const { routing } = setting, trees = setting.ffn.startsWith("tree"), experts = trees ? 1 : setting.experts;
+  const gated = ["glu", "bilinear"].includes(setting.ffn), several = experts > 1, hashed = several && routing === "hash";
+  const treeDepth = trees ? setting.tree_depth : 0;
+  let width = trees ? setting.trees * (2 ** (treeDepth + 1) - 1) : setting.width;
   if (gated) width = Math.max(2, Math.floor(Math.floor((width * 2) / 3) / 2) * 2); // three matrices for two
   if (gated && several) width = Math.floor(width / experts) * experts;
-  const router = !several ? 0 : hashed ? 3 : routing.endsWith("frozen") ? 2 : 1;
+  const router = trees ? 4 : !several ? 0 : hashed ? 3 : routing.endsWith("frozen") ? 2 : 1;
   const gate = several && routing.startsWith("switch") ? 1 : 0;
   const activation = setting.ffn === "bilinear" ? "none" : task.activation;
   return {
@@ -48,6 +52,9 @@ export function runOf(setting) {
     router,
     gate,
     gated: gated ? 1 : 0,
+    treeDepth,
+    afterSum: setting.ffn === "tree_balanced" ? 1 : 0,
+    blocks: trees ? width : experts,
     activation: ["relu", "gelu", "silu", "none"].indexOf(activation),
     taskNumber: Object.keys(CONFIG.tasks).indexOf(setting.task),
     balance: several && !hashed ? setting.balance : 0,

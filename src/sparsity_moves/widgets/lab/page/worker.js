@@ -1,14 +1,28 @@
-// Trains beside the page. Between two slices of work it listens, so that every wish is heard within a few steps.
+// Trains beside the page. Between two steps it reads what the page says, so that every wish is heard within a few steps.
 
 const SLICE = 20; // milliseconds
-let wasm, session, playing = false, speed = 0, wish = null, run = 0, turn = 0;
-const next = new MessageChannel();
-next.port1.onmessage = ({ data }) => work(data);
+let wasm, session, partner = null, playing = false, speed = 0, wish = null, run = 0;
+
+const inbox = [], breath = new MessageChannel();
+let heard = () => {};
+onmessage = ({ data }) => {
+  inbox.push(data);
+  heard();
+};
+
+// Until a message comes, or for so long; 0 lets those in that wait already.
+const rest = (milliseconds) =>
+  new Promise((over) => {
+    heard = breath.port1.onmessage = over;
+    if (milliseconds === 0) breath.port2.postMessage(null);
+    else if (milliseconds < Infinity) setTimeout(over, milliseconds);
+  });
 
 const say = (kind, value) => postMessage({ kind, run, value });
+const instance = () => new WebAssembly.Instance((wasm ??= new WebAssembly.Module(Uint8Array.from(atob(WASM), (c) => c.charCodeAt(0)))), {}).exports;
 
-function report() {
-  say("row", session.row());
+async function report() {
+  say("row", await session.row());
   show();
 }
 
@@ -16,53 +30,67 @@ function show() {
   if (session && wish) say("look", session.look(...wish));
 }
 
-// Only the slice asked for last is done: a pause and a start in between leave no second thread of work.
-function go() {
-  const mine = ++turn;
-  if (speed) setTimeout(() => work(mine), 1000 / speed);
-  else next.port2.postMessage(mine);
-}
-
-function work(mine) {
-  if (!playing || mine !== turn) return;
+async function work() {
   const until = performance.now() + SLICE;
-  do {
-    session.advance();
-    if (session.step % session.run.every === 0 || session.done) {
-      report();
-      break;
-    }
-  } while (!speed && performance.now() < until);
-  if (session.done) {
-    playing = false;
-    say("done", session.step);
-  } else {
-    say("step", session.step);
-    go();
-  }
+  do await session.advance();
+  while (!session.due && !speed && !inbox.length && performance.now() < until);
+  if (session.due) await report();
+  if (!session.done) return say("step", session.step);
+  playing = false;
+  say("done", session.step);
 }
 
-onmessage = ({ data }) => {
+async function obey(data) {
+  if (data.kind === "pair") pair(data.port, data.which);
+  if (data.kind === "start") {
+    ({ run, speed, wish } = data);
+    const one = (session?.wasm ?? instance());
+    const other = partner ? partner.begin(run, data.setting) : new Twin(session?.partner.wasm ?? instance());
+    session = new Session(one, data.setting, other, 0);
+    await report();
+  }
+  if (data.kind === "speed") speed = data.speed;
+  if (data.kind === "look") {
+    wish = data.wish;
+    show();
+  }
+  if (data.kind === "step" && session && !session.done) {
+    await session.advance();
+    await report();
+    if (session.done) say("done", session.step);
+  }
+  playing = Boolean(session) && !session.done && (data.kind === "play" || data.kind === "start" ? data.play : playing && data.kind !== "step");
+}
+
+// The first worker of a pair talks to the page; the second does the same steps beside it, one ahead at most.
+function pair(port, which) {
+  if (which === 0) {
+    partner = new Link(port);
+    return;
+  }
+  const link = new Link(port);
+  link.begun = async (of, setting) => {
+    try {
+      run = of;
+      session = new Session(session?.wasm ?? instance(), setting, link, 1);
+      for (const mine = session; mine === session; await mine.advance()) {
+        if (mine.due) link.say(mine.ablated());
+        if (mine.done) return;
+      }
+    } catch (error) {
+      say("failed", String(error?.message ?? error));
+    }
+  };
+}
+
+(async () => {
   try {
-    if (data.kind === "start") {
-      wasm ??= new WebAssembly.Instance(new WebAssembly.Module(Uint8Array.from(atob(WASM), (c) => c.charCodeAt(0))), {}).exports;
-      ({ run, speed, wish } = data);
-      session = new Session(wasm, data.setting);
-      report();
+    for (;;) {
+      while (inbox.length) await obey(inbox.shift());
+      if (playing) await work();
+      await rest(playing ? (speed ? 1000 / speed : 0) : inbox.length ? 0 : Infinity);
     }
-    if (data.kind === "speed") speed = data.speed;
-    if (data.kind === "look") {
-      wish = data.wish;
-      show();
-    }
-    if (data.kind === "step" && session && !session.done) {
-      session.advance();
-      report();
-      if (session.done) say("done", session.step);
-    }
-    playing = Boolean(session) && !session.done && (data.kind === "play" || data.kind === "start" ? data.play : playing && data.kind !== "step");
-    if (playing) go();
   } catch (error) {
     say("failed", String(error?.message ?? error));
   }
-};
+})();

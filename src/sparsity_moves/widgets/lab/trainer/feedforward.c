@@ -1,7 +1,7 @@
 /* One equation for every FFN (`sparsity_moves.model.feedforward`):
 
        h = φ(x W_in + b_in) [⊙ x W_up]        hidden units, in blocks: one block an expert
-       g = route(x)                           one gate a block: all ones (dense), the top k (MoE)
+       g = route(x)                           one gate a block: all ones (dense), the top k (MoE), a path (tree)
        y = (g ⊙ h) W_out + g · b_out
 
    Only the blocks whose gate is open are computed: tokens are sorted by expert, and each expert is a dense layer
@@ -11,10 +11,11 @@
 #include "vectors.h"
 
 float *hidden, *probability;
-int *chosen, *load, *hash, closed_experts;
+int *chosen, *load, *whole_load, *hash, closed_experts;
 static float *x_open, *y_open;          /* (N k, D): each open expert's input and output */
 static float *active, *slope, *up;      /* (N k, W / E): φ, φ', x W_up */
 static float *d_hidden;                 /* (N k, W / E) */
+static float *sum, *sum_slope;          /* (N, D), where trees have their φ after the sum */
 static float *gate, *d_gate;            /* (N, k) */
 static float *d_probability;            /* (N, E) */
 static int *order, *start, *unit;       /* assignments sorted by expert; where each expert's rows and units begin */
@@ -33,7 +34,10 @@ void feedforward_setup(int capacity) {
     d_gate = memory(open);
     chosen = memory(open);
     order = memory(open);
-    load = memory(model.experts);
+    load = memory(model.blocks);
+    whole_load = memory(model.experts);
+    sum = memory(model.after_sum ? n * model.d : 0);
+    sum_slope = memory(model.after_sum ? n * model.d : 0);
     start = memory(model.experts);
     unit = memory(model.experts);
     hash = memory(model.vocabulary);
@@ -43,10 +47,10 @@ void feedforward_setup(int capacity) {
 }
 
 /* φ and φ' of a, for so many units. */
-static void activate(const float *a, float *value, float *derivative, int many) {
+static void activate(int kind, const float *a, float *value, float *derivative, int many) {
     for (int i = 0; i < many; i += 4) {
         f4 x = get(a + i), density, cdf;
-        switch (model.activation) {
+        switch (kind) {
         case RELU:
             put(value + i, choose(x > 0.0f, x, all(0)));
             put(derivative + i, choose(x > 0.0f, all(1), all(0)));
@@ -116,7 +120,8 @@ static void expert(int e, int m, float *x, float *y) {
         else
             clear(hidden + at + i * block, block);
     product(h, rows(x, d), w_in, m, block, d, 1);
-    activate(hidden + at, active + at, slope + at, m * block);
+    activate(model.after_sum ? LINEAR : model.activation, hidden + at, active + at, slope + at, m * block);
+    if (model.router == TREE) keep_paths(m, hidden, active, slope);
     copy(hidden + at, active + at, m * block);
     if (model.gated) {
         product(rows(up + at, block), rows(x, d), (Matrix){P(W_UP) + column, model.width, 1}, m, block, d, 0);
@@ -124,14 +129,18 @@ static void expert(int e, int m, float *x, float *y) {
     }
     if (size[B_OUT])
         for (int i = 0; i < m; i++) add_scaled(y + i * d, P(B_OUT) + e * d, 1, d);
-    product(rows(y, d), h, rows(P(W_OUT) + column * d, d), m, d, block, 1);
+    product(rows(model.after_sum ? sum : y, d), h, rows(P(W_OUT) + column * d, d), m, d, block, !model.after_sum);
+    if (model.after_sum) {
+        activate(model.activation, sum, sum, sum_slope, m * d);
+        add_scaled(y, sum, 1, m * d);
+    }
 }
 
 /* y (N, D) += FFN(x). */
 void feedforward(int n, float *x, float *y) {
     int d = model.d, k = model.top_k;
     if (model.experts == 1) {
-        load[0] = n;
+        if (model.router != TREE) load[0] = n;
         if (!(closed_experts & 1)) expert(0, n, x, y);
         return;
     }
@@ -171,11 +180,12 @@ static void expert_backward(int e, int m, float *x, float *d_y, float *d_x, int 
 }
 
 /* The gradient of the gates, and of the balance loss, reaches the router and, through its scores, the stream. */
-static void router_backward(int n, float *x, float *d_x, float balance_weight) {
+static void router_backward(int n, int every, float *x, float *d_x, float balance_weight) {
     int experts = model.experts, k = model.top_k;
     for (int i = 0; i < n; i++) {
         float *p = probability + i * experts, *d_p = d_probability + i * experts, mean = 0;
-        for (int e = 0; e < experts; e++) d_p[e] = balance_weight * experts * load[e] / ((float)n * k) / n;
+        for (int e = 0; e < experts; e++)
+            d_p[e] = balance_weight * experts * whole_load[e] / ((float)every * k) / every;
         if (model.gate == SWITCH)
             for (int s = 0; s < k; s++) d_p[chosen[i * k + s]] += d_gate[i * k + s];
         else if (k > 1) { /* g = p / Σp, so dp = (dg - Σ g dg) / Σp */
@@ -194,11 +204,13 @@ static void router_backward(int n, float *x, float *d_x, float balance_weight) {
     if (model.router == FROZEN) clear(G(ROUTER), size[ROUTER]);
 }
 
-/* d_x (N, D) += the gradient through the FFN, from d_y; x is what `feedforward` was given last. */
-void feedforward_backward(int n, float *x, float *d_y, float *d_x, float balance_weight) {
+/* d_x (N, D) += the gradient through the FFN, from d_y; x is what `feedforward` was given last. The balance loss is
+   a mean over `every` token that `whole_load` counts: these, or these and the other half's. */
+void feedforward_backward(int n, int every, float *x, float *d_y, float *d_x, float balance_weight) {
     int d = model.d, k = model.top_k;
     if (model.experts == 1) {
-        expert_backward(0, n, x, d_y, d_x, 1);
+        for (int i = 0; model.after_sum && i < n * d; i++) sum[i] = d_y[i] * sum_slope[i];
+        expert_backward(0, n, x, model.after_sum ? sum : d_y, d_x, 1);
         return;
     }
     float *d_open = y_open; /* a row's output is read once, and then its gradient takes its place */
@@ -214,14 +226,14 @@ void feedforward_backward(int n, float *x, float *d_y, float *d_x, float balance
         if (load[e]) expert_backward(e, load[e], x_open + start[e] * d, mine, x_open + start[e] * d, 0);
     }
     for (int r = 0; r < n * k; r++) add_scaled(d_x + order[r] / k * d, x_open + r * d, 1, d);
-    if (model.router != HASH) router_backward(n, x, d_x, balance_weight);
+    if (model.router != HASH) router_backward(n, every, x, d_x, balance_weight);
 }
 
 /* into (C, W) += what W_out reads of every token, g ⊙ h (0 where a gate is closed), in the row of its answer. */
-void collect_units(const int *answer, float *into) {
+void collect_units(int n, const int *answer, float *into) {
     int block = model.width / model.experts;
     for (int e = 0, r = 0; e < model.experts; e++)
-        for (int i = 0; i < load[e]; i++, r++) {
+        for (int i = 0; i < (model.experts > 1 ? load[e] : n); i++, r++) {
             int a = model.experts > 1 ? order[r] : r;
             float g = model.experts > 1 ? gate[a] : 1, *row = into + answer[a / model.top_k] * model.width + e * block;
             add_scaled(row, hidden + unit[e] + i * block, g, block);

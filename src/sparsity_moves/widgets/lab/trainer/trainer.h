@@ -3,7 +3,7 @@
    Weights act from the right (x @ W); matrices lie row by row. Letters in comments:
    B sequences, T tokens each, R read-outs each, N = B R tokens that are answered, V vocabulary, C classes,
    S = T V rows of the table that the residual stream starts from, D model width, H heads, K = D / H,
-   W hidden units of all E experts together, k experts open for a token. */
+   W hidden units of all E experts together, k experts open for a token. Trees have P roots and n nodes each: W = P n. */
 
 #ifndef TRAINER_H
 #define TRAINER_H
@@ -13,7 +13,7 @@
 enum { MOST_SYMBOLS = 64 }; /* of a histogram's alphabet, and tokens of a sequence */
 enum { ADD7, MODULAR, HISTOGRAM };
 enum { RELU, GELU, SILU, LINEAR };
-enum { NO_ROUTER, LEARNED, FROZEN, HASH };
+enum { NO_ROUTER, LEARNED, FROZEN, HASH, TREE };
 enum { RENORMALISED, SWITCH };
 enum { EMBED, POSITION, UNEMBED, QKV, OUT, OUT_BIAS, ROUTER, W_IN, W_UP, B_IN, W_OUT, B_OUT, TENSORS };
 enum { NO_ATTENTION = 1, NO_FFN = 2 };
@@ -23,6 +23,7 @@ typedef struct {
     int task, vocabulary, classes, length, first, read_outs, scored, causal, tied;
     int modulus, symbols;
     int d, heads, width, experts, top_k, router, gate, gated, activation;
+    int depth, after_sum, blocks; /* levels below a tree's root; φ after the sum; blocks that are counted */
 } Model;
 
 extern Model model;
@@ -40,7 +41,8 @@ extern float *pattern, *mixed;         /* (N, H, T) and (N, D) */
 extern float *stream, *final, *logits; /* (N, D) before and after the FFN, (N, C) */
 extern float *hidden;                  /* (N k, W / E), rows sorted by expert */
 extern float *probability;             /* (N, E) */
-extern int *chosen, *load;             /* (N, k) and (E) */
+extern int *chosen, *load;             /* (N, k); tokens of each expert (E), or of each tree's nodes (W) */
+extern int *whole_load;                /* (E), over all that a balance loss is the mean of */
 extern int *hash;                      /* (V): each symbol's expert, where routing is by hash */
 extern int closed_heads, closed_experts; /* bit i closes head or expert i, for a reader's experiment */
 
@@ -82,12 +84,16 @@ void attention(int sequences, float *out);
 void attention_backward(int sequences, float *d_out);
 void feedforward_setup(int capacity);
 void feedforward(int n, float *x, float *y);
-void feedforward_backward(int n, float *x, float *d_y, float *d_x, float balance_weight);
-void collect_units(const int *answer, float *into);
+void feedforward_backward(int n, int every, float *x, float *d_y, float *d_x, float balance_weight);
+void collect_units(int n, const int *answer, float *into);
+
+/* tree.c */
+int tree_nodes(int depth);
+void keep_paths(int n, const float *before, float *value, float *slope);
 
 /* transformer.c */
 void transformer_setup(int capacity);
 void forward(int sequences, int without);
-float backward(int sequences, float balance_weight);
+float backward(int sequences, int whole, float balance_weight);
 
 #endif

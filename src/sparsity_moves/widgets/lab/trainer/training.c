@@ -9,10 +9,10 @@ Model model;
 int offset[TENSORS], size[TENSORS], parameters;
 float *parameter, *gradient;
 static float *first_moment, *second_moment;
+static float *other; /* the other half's gradients */
 static float *units; /* modular addition: (p, W), each unit's mean over the inputs of each answer */
-static int capacity, updates;
+static int capacity, updates, half, *total; /* (E) or (W): `load` over a whole measurement */
 static float found[6];
-
 
 static void tensor(int name, int floats) {
     offset[name] = parameters;
@@ -20,16 +20,19 @@ static void tensor(int name, int floats) {
     parameters += (floats + 3) & ~3; /* each begins on a whole vector; what is between stays zero */
 }
 
-/* A new model in place of the last. Sizes as in `task_setup`; `most` is the largest batch. Gives the number of
-   floats in `parameters()`, or 0 where the settings do not fit together. */
+/* A new model in place of the last. Sizes as in `task_setup`; `most` is the largest batch; `depth` and `after_sum` are
+   for trees alone. Gives the number of floats in `parameters()`, or 0 where the settings do not fit together. */
 PUBLIC int setup(int task, int first_size, int second_size, int d, int heads, int width, int experts, int top_k,
-                 int router, int gate, int gated, int activation, int most) {
+                 int router, int gate, int gated, int activation, int most, int depth, int after_sum) {
     if (experts < 1 || experts > 32 || width % experts || top_k < 1 || top_k > experts || d % heads) return 0;
     if (task == HISTOGRAM && (first_size > MOST_SYMBOLS || second_size > first_size)) return 0;
-    if ((experts > 1) != (router != NO_ROUTER) || (router == HASH && top_k > 1)) return 0;
+    if ((experts > 1) != (router != NO_ROUTER && router != TREE) || (router == HASH && top_k > 1)) return 0;
+    if (router != TREE && (depth || after_sum)) return 0;
+    if (router == TREE && (depth < 1 || depth > 10 || gated || width % tree_nodes(depth))) return 0;
     memory_reset();
     model = (Model){.d = d, .heads = heads, .width = width, .experts = experts, .top_k = top_k, .router = router,
-                    .gate = gate, .gated = gated, .activation = activation};
+                    .gate = gate, .gated = gated, .activation = activation, .depth = depth,
+                    .after_sum = after_sum, .blocks = router == TREE ? width : experts};
     task_setup(task, first_size, second_size);
     parameters = updates = closed_heads = closed_experts = 0;
     tensor(EMBED, model.vocabulary * d);
@@ -43,24 +46,32 @@ PUBLIC int setup(int task, int first_size, int second_size, int d, int heads, in
     tensor(W_UP, gated ? d * width : 0);
     tensor(B_IN, gated ? 0 : width);
     tensor(W_OUT, width * d);
-    tensor(B_OUT, gated ? 0 : experts * d);
+    tensor(B_OUT, gated || router == TREE ? 0 : experts * d);
     parameter = memory(parameters);
-    gradient = memory(parameters);
+    gradient = memory(parameters + 4); /* and, behind it, the loss */
+    other = memory(parameters + 4);
     first_moment = memory(parameters);
     second_moment = memory(parameters);
     capacity = most;
     int widest = width > 3 * d ? width : 3 * d;
     product_setup(widest > model.classes ? widest : model.classes);
     transformer_setup(capacity);
+    total = memory(model.blocks);
     units = memory(task == MODULAR ? model.classes * width : 0);
     return parameters;
+}
+
+/* Units that are open for a token, of one expert or on the paths of all trees: the output's fan-in. */
+static int open_units(void) {
+    if (model.router == TREE) return model.width / tree_nodes(model.depth) * (model.depth + 1);
+    return model.width / model.experts;
 }
 
 /* As PyTorch's layers start: N(0, 1) embeddings, linear layers U(±1/√fan_in). */
 PUBLIC void initialise(int seed) {
     for (int name = 0; name < TENSORS; name++) {
         Stream source = stream_of(seed, INITIAL + name);
-        int fan_in = name == W_OUT || name == B_OUT ? model.width / model.experts : model.d;
+        int fan_in = name == W_OUT || name == B_OUT ? open_units() : model.d;
         double bound = 1 / __builtin_sqrt(fan_in);
         for (int i = 0; i < size[name]; i++)
             P(name)[i] = name <= POSITION ? normal(&source) : (float)((2 * uniform(&source) - 1) * bound);
@@ -81,7 +92,31 @@ PUBLIC void initialise(int seed) {
 PUBLIC float differentiate(int sequences, float balance_weight) {
     attention_tables();
     forward(sequences, 0);
-    return backward(sequences, balance_weight);
+    for (int e = 0; e < model.experts; e++) whole_load[e] = load[e];
+    return backward(sequences, sequences, balance_weight);
+}
+
+/* The same in two halves, a trainer each: `half_forward`; the other's `whole_loads` are added to these, where there is
+   a balance loss; `half_backward`; the other's `gradients` come into `other_gradients`; `join`. Two numbers have the same
+   sum in either order, so both trainers, and one thread that plays both, end with the same bits. */
+PUBLIC void half_forward(int which, int sequences) {
+    int first = sequences / 2, from = which ? first : 0, many = which ? sequences - first : first;
+    for (int i = 0; i < many * model.length; i++) tokens[i] = tokens[from * model.length + i];
+    for (int i = 0; i < many * model.read_outs; i++) targets[i] = targets[from * model.read_outs + i];
+    half = many;
+    attention_tables();
+    forward(half, 0);
+    for (int e = 0; e < model.experts; e++) whole_load[e] = load[e];
+}
+
+PUBLIC void half_backward(int sequences, float balance_weight) {
+    gradient[parameters] = backward(half, sequences, balance_weight);
+}
+
+/* Gives the cross-entropy of the whole batch. */
+PUBLIC float join(void) {
+    for (int i = 0; i < parameters + 4; i += 4) put(gradient + i, get(gradient + i) + get(other + i));
+    return gradient[parameters];
 }
 
 /* AdamW (Loshchilov & Hutter 2019), after clipping the norm of all gradients to `clip` (0: no clipping). */
@@ -127,13 +162,12 @@ static void count(int sequences, int *right, int *exact) {
 }
 
 /* Measure on every input (or the fixed sample): accuracy of single answers, share of sequences that are all right,
-   and accuracy on inputs that training never sees. `loads` (E) are then those of this measurement; for modular
+   and accuracy on inputs that training never sees. `loads` (E, or W of trees) are then those of this measurement; for modular
    addition `unit_values` are, too, unless something is left out. */
 PUBLIC float *evaluate(int without) {
     int every = evaluation_size(), held_out = 0;
     double right_all = 0, right_held = 0, exact_all = 0, held = 0;
-    static double total[32];
-    for (int e = 0; e < 32; e++) total[e] = 0;
+    for (int e = 0; e < model.blocks; e++) total[e] = 0;
     int collect = model.task == MODULAR && !without;
     if (collect) clear(units, model.classes * model.width);
     attention_tables();
@@ -147,21 +181,21 @@ PUBLIC float *evaluate(int without) {
         }
         forward(many, without);
         count(many, &right, &exact);
-        if (collect) collect_units(targets, units);
+        if (collect) collect_units(many * model.read_outs, targets, units);
         right_all += right;
         exact_all += exact;
         if (kind) {
             right_held += right;
             held += many;
         }
-        for (int e = 0; e < model.experts; e++) total[e] += load[e];
+        for (int e = 0; e < model.blocks; e++) total[e] += load[e];
         from += many;
     }
     for (int i = 0; collect && i < model.classes * model.width; i++) units[i] /= model.modulus;
     found[0] = (float)(right_all / every / model.scored);
     found[1] = (float)(exact_all / every);
     found[2] = held ? (float)(right_held / held / model.scored) : -1;
-    for (int e = 0; e < model.experts; e++) load[e] = (int)total[e];
+    for (int e = 0; e < model.blocks; e++) load[e] = total[e];
     return found;
 }
 
@@ -179,12 +213,14 @@ PUBLIC void close(int heads, int experts) {
 
 PUBLIC float *parameter_values(void) { return parameter; }
 PUBLIC float *gradients(void) { return gradient; }
+PUBLIC float *other_gradients(void) { return other; }
 PUBLIC int tensor_offset(int name) { return offset[name]; }
 PUBLIC int tensor_size(int name) { return size[name]; }
 PUBLIC int *token_values(void) { return tokens; }
 PUBLIC int *target_values(void) { return targets; }
 PUBLIC int *hash_values(void) { return hash; }
 PUBLIC int *loads(void) { return load; }
+PUBLIC int *whole_loads(void) { return whole_load; }
 PUBLIC int *experts_chosen(void) { return chosen; }
 PUBLIC float *logit_values(void) { return logits; }
 PUBLIC float *pattern_values(void) { return pattern; }

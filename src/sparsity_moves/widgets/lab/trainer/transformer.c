@@ -40,9 +40,10 @@ void forward(int sequences, int without) {
     product(rows(logits, model.classes), rows(final, d), unembedding(), n, model.classes, d, 0);
 }
 
-/* After `forward`: all gradients of cross-entropy + balance_weight * balance loss. Gives the cross-entropy. */
-float backward(int sequences, float balance_weight) {
-    int d = model.d, classes = model.classes, n = sequences * model.read_outs;
+/* After `forward`: all gradients of cross-entropy + balance_weight * balance loss, both means over a batch of `whole`
+   sequences of which these are all or a part. Gives what these add to the cross-entropy. */
+float backward(int sequences, int whole, float balance_weight) {
+    int d = model.d, classes = model.classes, n = sequences * model.read_outs, every = whole * model.read_outs;
     double loss = 0;
     clear(gradient, parameters);
     for (int i = 0; i < n; i++) {
@@ -50,7 +51,7 @@ float backward(int sequences, float balance_weight) {
         float right = p[targets[i]], most = softmax(p, classes);
         loss += most - right;
         p[targets[i]] -= 1;
-        for (int c = 0; c < classes; c++) p[c] /= n;
+        for (int c = 0; c < classes; c++) p[c] /= every;
     }
     if (model.tied)
         product(rows(G(EMBED), d), transposed(logits, classes), rows(final, d), classes, d, n, 0);
@@ -59,7 +60,7 @@ float backward(int sequences, float balance_weight) {
     Matrix back = model.tied ? rows(P(EMBED), d) : transposed(P(UNEMBED), classes);
     product(rows(d_final, d), rows(logits, classes), back, n, d, classes, 0);
     copy(d_stream, d_final, n * d);
-    feedforward_backward(n, stream, d_final, d_stream, balance_weight);
+    feedforward_backward(n, every, stream, d_final, d_stream, balance_weight);
     attention_backward(sequences, d_stream);
-    return (float)(loss / n);
+    return (float)(loss / every);
 }
