@@ -1,7 +1,5 @@
 """Waves in modular addition: of neurons, components, weights and logits."""
 
-import math
-
 import altair as alt
 import polars as pl
 
@@ -174,9 +172,7 @@ def restricted(argument: Argument) -> Figure | Text:
     """Whether a few waves are the whole computation."""
     rows = progress_rows(argument)
     guesses = rows.select("lane", "modulus").unique(maintain_order=True)
-    lines = guesses.with_columns(
-        value=pl.col("modulus").map_elements(math.log, return_dtype=pl.Float64), line=pl.lit("a guess")
-    )
+    lines = guesses.with_columns(value=pl.col("modulus").log(), line=pl.lit("a guess"))
     return grouped(
         argument,
         rows,

@@ -107,7 +107,7 @@ def grouped(
         here = " && ".join(f"datum.{column} == {column}" for column in choices if column in frame.columns)
         return alt.Chart(frame).transform_filter(here) if here else alt.Chart(frame)
 
-    def panel(lane: str) -> alt.TopLevelMixin:
+    def panel(lane: str) -> alt.LayerChart | alt.FacetChart:
         own, average = models.filter(lane=lane).drop("lane"), means.filter(lane=lane).drop("lane")
         layers: list[alt.Chart] = [
             chosen(own)
