@@ -13,16 +13,21 @@ from playwright.sync_api import Browser, Page
 from sparsity_moves import studies
 from sparsity_moves.figures import (
     apart,
+    causes,
     conditions,
+    counting,
     decomposition,
+    digits,
+    frequencies,
     grokking,
-    inside,
     matching,
+    patterns,
     routers,
     timeline,
     undoing,
 )
 from sparsity_moves.figures.book_renderer import Figure, to_json
+from sparsity_moves.figures.grouped import part_mean
 from sparsity_moves.figures.prose import Text
 from sparsity_moves.figures.scoreboard import Scoreboard
 from sparsity_moves.figures.strips import strip
@@ -361,27 +366,149 @@ class TestScoreboard:
         assert wrong
 
 
+def with_table(argument: Argument, family: str, table: pl.DataFrame) -> Argument:
+    main = argument.main
+    return Argument(Evidence(main.rows, main.settings, main.curves, {family: table}), argument.own)
+
+
 class TestInside:
-    def test_parts_are_drawn_from_the_tables_of_measures_beside_the_published(self, known: Argument) -> None:
+    """Figures of parts of models, from tables whose numbers are known."""
+
+    @pytest.fixture(scope="class")
+    def parts(self, known: Argument) -> Argument:
+        """Without the FFN a digit keeps the model's no-FFN accuracy over its place; without attention nothing."""
         rows = known.main.rows.filter(moment="first_best")
+        none = [pl.lit(None, pl.Int32).alias(name) for name in ("operation", "carry", "layer", "head")]
         table = pl.concat(
             rows.select(
-                "spec_id", "moment", (pl.col("no_ffn_accuracy") / (place + 1)).alias("accuracy")
-            ).with_columns(
-                pl.lit("ffn").alias("component"),
-                pl.lit("zero").alias("how"),
-                pl.lit(place).alias("position"),
-                *(pl.lit(None, pl.Int32).alias(name) for name in ("operation", "carry")),
+                "spec_id", "moment", (share * pl.col("no_ffn_accuracy") / (place + 1)).alias("accuracy")
             )
+            .with_columns(component=pl.lit(component), how=pl.lit("zero"), position=pl.lit(place))
+            .with_columns(none)
             for place in range(2)
+            for component, share in (("ffn", 1), ("attention", 0))
         )
-        more = Argument(
-            Evidence(known.main.rows, known.main.settings, known.main.curves, {"ablation": table})
-        )
-        words = {"digit=ones": "ones", "digit=tens": "tens"}
-        shown = {"no_ffn_accuracy": "accuracy"}
-        figure = inside.parts(more, words, name="p", caption="P.", measures=shown, title="%")
-        found = data(figure).filter(arm="MoE", seed=42)
+        return with_table(known, "ablation", table)
+
+    def test_parts_are_drawn_from_the_tables_of_measures_beside_the_published(self, parts: Argument) -> None:
+        figure = digits.by_digit(parts)
+        found = data(figure).filter(arm="MoE", seed=42, component="ffn")
         assert dict(found.select("part", "value").iter_rows()) == pytest.approx({"ones": 50, "tens": 25})
+        assert set(data(figure).filter(component="attention")["value"]) == {0}
         assert '"value": 43.0' in to_json(drawn(figure).spec)
-        assert isinstance(inside.parts(known, words, name="p", caption="P.", measures=shown, title="%"), Text)
+
+    def test_without_a_table_there_is_a_sentence(self, known: Argument) -> None:
+        for figure in FIGURES:
+            assert isinstance(figure(known), Text)
+
+    def test_an_interval_is_claimed_of_many_seeds_and_of_one_none(self, parts: Argument) -> None:
+        many = drawn(digits.by_digit(parts))
+        assert "no interval" not in many.caption
+        assert "6 seeds an arm" in to_json(many.spec)
+        one = parts.main.families["ablation"].filter(
+            pl.col("spec_id") == parts.main.families["ablation"]["spec_id"][0]
+        )
+        single = drawn(digits.by_digit(with_table(parts, "ablation", one)))
+        assert "where there is one seed, no interval is claimed" in single.caption
+        assert '"low": null' in to_json(single.spec)
+
+    def test_a_part_in_a_sentence_says_its_n_interval_and_runs(self, parts: Argument) -> None:
+        rows = digits.digit_rows(parts)
+        said = part_mean(parts, rows, "%", arm="moe", part="ones", component="ffn", how="zero")
+        assert ">52\u00a0% (n\u00a0=\u00a06)<" in said
+        assert "95 % CI" in said
+        assert rows.filter(arm="moe")["spec_id"][0] in said
+        assert part_mean(parts, rows, arm="tree") == NOT_YET
+
+    def test_the_readers_models_have_a_panel_of_their_own(self, parts: Argument) -> None:
+        own = planted(number=2, profile="laptop")
+        table = parts.main.families["ablation"].clear()
+        ids = own.rows.filter(moment="first_best").select("spec_id", "moment")
+        more = ids.with_columns(
+            accuracy=pl.lit(0.7), component=pl.lit("ffn"), how=pl.lit("zero"), position=pl.lit(1)
+        )
+        own = Evidence(
+            own.rows, own.settings, own.curves, {"ablation": pl.concat([table, more], how="diagonal_relaxed")}
+        )
+        figure = drawn(digits.by_digit(Argument(parts.main, own)))
+        text = to_json(figure.spec)
+        assert "Full scale: 6 seeds an arm" in text
+        assert "This computer: 2 seeds an arm" in text
+        assert set(data(figure).filter(lane="own")["value"]) == {70}
+
+    def test_heads_are_ranked_within_their_model(self, known: Argument) -> None:
+        rows = known.main.rows.filter(moment="first_best", arm="moe").select("spec_id", "moment")
+        lost = [0.1, 0.4, 0.2, 0.3]
+        none = [pl.lit(None, pl.Int32).alias(name) for name in ("operation", "carry", "position")]
+        each = [
+            rows.with_columns(
+                component=pl.lit("head"), how=pl.lit("zero"), head=pl.lit(head), accuracy=pl.lit(1 - cost)
+            )
+            for head, cost in enumerate(lost)
+        ]
+        each.append(rows.with_columns(component=pl.lit("none"), accuracy=pl.lit(1.0)))
+        table = pl.concat(each, how="diagonal_relaxed").with_columns(none)
+        found = digits.head_rows(with_table(known, "ablation", table)).filter(seed=42)
+        by_rank = dict(found.select("part", "value").iter_rows())
+        assert by_rank == pytest.approx({"strongest head": 40, "second": 30, "third": 20, "weakest": 10})
+
+    def test_both_directions_of_a_patch_are_their_mean(self, real: Argument) -> None:
+        rows = causes.patching_rows(real)
+        key = ["spec_id", "part", "component", "digit"]
+        mean = rows.filter(pl.col("direction") != "both").group_by(key).agg(pl.col("value").mean(), pl.len())
+        assert set(mean["len"]) == {2}
+        both = rows.filter(direction="both").join(mean, on=key)
+        assert both["value"].to_list() == pytest.approx(both["value_right"].to_list())
+
+    def test_components_sum_to_the_logit(self, real: Argument) -> None:
+        rows = causes.attribution_rows(real).filter(pl.col("measure") != "norm")
+        whole = pl.col("part") == "all together"
+        key = ["spec_id", "digit", "measure"]
+        sums = rows.group_by(key).agg(
+            pl.col("value").filter(~whole).sum().alias("parts"),
+            pl.col("value").filter(whole).sum().alias("whole"),
+        )
+        assert len(sums)
+        assert sums["parts"].to_list() == pytest.approx(sums["whole"].to_list(), rel=1e-4, abs=1e-3)
+
+    def test_the_probes_line_is_the_position_alone(self, real: Argument) -> None:
+        text = to_json(drawn(causes.probes(real)).spec)
+        assert "the position alone" in text
+        assert '"part": "position"' not in text
+
+    def test_neurons_are_all_counted(self, real: Argument) -> None:
+        table = real.measured("neurons", "modular_addition", ("dense",), frequencies.MOMENTS)
+        counted = frequencies.neuron_rows(real).filter(arm="dense")
+        assert counted["neurons"].sum() == len(table) > 0
+
+    def test_every_figure_draws_from_the_committed_tables_within_its_weight(self, real: Argument) -> None:
+        for figure in FIGURES:
+            shown = drawn(figure(real))
+            assert len(to_json(shown.spec)) < 200_000, shown.name
+            assert len(data(shown)) > 0
+
+    def test_a_pattern_is_of_one_model_and_its_rows_sum_to_one(self, real: Argument) -> None:
+        rows = patterns.pattern_rows(real)
+        whole = rows.group_by("spec_id", "head", "digit", "carry").agg(pl.col("weight").sum())["weight"]
+        assert whole.to_list() == pytest.approx([1] * len(whole), abs=0.01)
+
+    def test_the_committed_models_were_measured_at_the_moments_that_were_kept(self, real: Argument) -> None:
+        store = Store(ROOT / "results" / "paper")
+        kept = set(store.tables.checkpoints())
+        assert kept
+        assert set(real.main.families["attention"]["spec_id"]) >= kept
+
+
+FIGURES = (
+    digits.by_digit,
+    digits.heads,
+    patterns.patterns,
+    causes.patching,
+    causes.attribution,
+    causes.probes,
+    frequencies.fourier,
+    frequencies.neurons,
+    frequencies.restricted,
+    counting.read_outs,
+    counting.relations,
+)

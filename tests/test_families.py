@@ -15,6 +15,7 @@ from sparsity_moves.measures import measure_families
 from sparsity_moves.measures.families import MEASURES
 from sparsity_moves.names import FAMILIES
 from sparsity_moves.store import Broken, Store, export, families, measured, merge
+from sparsity_moves.store.run_files import recorded
 from sparsity_moves.studies import Study, arm, engine, measures, measuring, tables
 from sparsity_moves.studies.measuring import CHEAP, fill, lacking, wanted
 from sparsity_moves.training import train
@@ -56,8 +57,6 @@ def full(computed, tmp_path) -> Store:
 @pytest.fixture
 def old(full) -> Store:
     """As a store was before there were families: directories and tables without a trace of them."""
-    from sparsity_moves.store.run_files import recorded
-
     for spec_id in IDS:
         record = full.record(spec_id)
         kept = {n: (full.runs / spec_id / n).read_bytes() for n in record["files"] if n not in families.FILES}
@@ -75,7 +74,9 @@ class TestStored:
         store = Store(computed)
         there = measured.there(store, (spec.spec_id for spec in SPECS))
         for spec in SPECS:
-            assert there[spec.spec_id] == set(wanted(spec))
+            assert set(there[spec.spec_id]) == set(wanted(spec))
+            moments = set(store.moments([spec.spec_id])["moment"])
+            assert all(own == moments for own in there[spec.spec_id].values())
             names = {p.name for p in (store.runs / spec.spec_id).iterdir()}
             assert {n for n in names if n in families.FILES} == {families.file_name(f) for f in wanted(spec)}
         assert lacking(SPECS, store) == {}
@@ -276,3 +277,76 @@ def test_memory_is_bounded_by_measuring_few_at_a_time(monkeypatch):
     monkeypatch.setitem(module.ROOM, "cpu", 2 * 100 * 4 * 128)
     assert measure_families(runs, [("ablation", "patching")] * 3) == whole
     assert sizes == [2, 1] * 2
+
+
+class TestSomeMoments:
+    """Parameters were kept of one moment alone: its rows are there at once, the others when it is trained again."""
+
+    @pytest.fixture
+    def partly(self, tmp_path) -> Store:
+        store = Store(tmp_path / "partly" / "smoke")
+        engine.run(SPECS, store, checkpoints=("final",), quiet=True)
+        for spec_id in IDS:
+            record = store.record(spec_id)
+            files = {
+                n: (store.runs / spec_id / n).read_bytes() for n in record["files"] if n not in families.FILES
+            }
+            shutil.rmtree(store.runs / spec_id)
+            store.put(spec_id, recorded(record, files))
+        return store
+
+    @pytest.fixture(params=["directories", "tables"])
+    def either(self, request, partly, tmp_path) -> Store:
+        if request.param == "directories":
+            return partly
+        export(partly, IDS, tmp_path / "pack" / "smoke", checkpoints=IDS)
+        return Store(tmp_path / "pack" / "smoke")
+
+    def test_they_have_the_rows_of_that_moment_and_are_known_to_lack_the_rest(self, either, computed):
+        several = {s for s in SPECS if either.moments([s.spec_id])["moment"].n_unique() > 1}
+        assert several, "or nothing is tested"
+        done, left = fill(SPECS, either)
+        assert (done, set(left)) == (len(SPECS), several)
+        whole = Store(computed)
+        for family in FAMILIES:
+            expected = measured.rows(whole, family, IDS).filter(moment="final")
+            assert measured.rows(either, family, IDS).equals(expected)
+        assert set(lacking(SPECS, either)) == several
+        assert either.damage() == []
+
+    def test_measuring_them_twice_changes_nothing(self, either):
+        fill(SPECS, either)
+        before = everything(either)
+        done, left = fill(SPECS, either)
+        assert done == 0
+        assert left
+        assert all(before[f].equals(table) for f, table in everything(either).items())
+
+    def test_trained_again_they_have_all(self, either, computed):
+        fill(SPECS, either)
+        engine.run(SPECS, either, quiet=True, measured=True)
+        assert lacking(SPECS, either) == {}
+        for family, table in everything(Store(computed)).items():
+            assert everything(either)[family].equals(table), family
+
+    def test_a_merge_puts_whole_measures_in_their_place_even_other_bits(self, partly, computed, tmp_path):
+        """Parameters are measured here on a CPU, and trained again elsewhere on a GPU."""
+        export(partly, IDS, tmp_path / "here" / "smoke", checkpoints=IDS)
+        here, there = Store(tmp_path / "here" / "smoke"), Store(tmp_path / "there" / "smoke")
+        fill(SPECS, here)
+        export(Store(computed), IDS, there.root)
+        table = there.tables.family("patching").with_columns(pl.col("flip_rate") / 2)
+        frames = {f: there.tables.family(f) for f in FAMILIES} | {"patching": table}
+        there.tables.write(
+            there.table("runs.parquet"), there.table("curves.parquet"), there.tables.shards(), measures=frames
+        )
+        merge(here, there.root)
+        assert here.damage() == []
+        several = {i for i in IDS if here.moments([i])["moment"].n_unique() > 1}
+        chosen = pl.col("spec_id").is_in(list(several))
+        assert (
+            measured.rows(here, "patching", IDS)
+            .filter(chosen)
+            .equals(measured.rows(there, "patching", IDS).filter(chosen))
+        )
+        assert lacking(SPECS, here) == {}

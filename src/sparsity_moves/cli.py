@@ -1,4 +1,5 @@
-"""The command line: sparsity-moves train · status · verify · certify · export · merge · book · chapter · bench."""
+"""The command line: sparsity-moves train · measure · status · verify · certify · export · merge · book ·
+chapter · bench."""
 
 from __future__ import annotations
 
@@ -63,6 +64,22 @@ class Train:
             print(
                 f"{len(left)} lack measures and were stored without their parameters; --measured trains them again"
             )
+        return 0
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Measure what stored runs lack, from the parameters that were kept of them; nothing is trained."""
+
+    profile: Profile = "laptop"
+
+    def run(self) -> int:
+        where = studies.store(self.profile)
+        specs = list(dict.fromkeys(spec for study in studies.every(self.profile) for spec in study.specs))
+        measured, left = studies.measuring.fill(specs, where, studies.engine.device_name())
+        print(f"{measured} runs in {where.root} were measured from their parameters")
+        if left:
+            print(f"{len(left)} lack measures of moments whose parameters were not kept")
         return 0
 
 
@@ -236,6 +253,7 @@ class Bench:
 
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Measure, tyro.conf.subcommand("measure")]
     | Annotated[Status, tyro.conf.subcommand("status")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Certify, tyro.conf.subcommand("certify")]

@@ -11,7 +11,16 @@ Moment = Literal["first_best", "grokked", "final"]
 MOMENTS: tuple[Moment, ...] = get_args(Moment)
 EngineName = Literal["local", "ray"]
 Family = Literal[
-    "ablation", "attribution", "patching", "probes", "routing", "fourier", "neurons", "progress", "strategy"
+    "ablation",
+    "attention",
+    "attribution",
+    "patching",
+    "probes",
+    "routing",
+    "fourier",
+    "neurons",
+    "progress",
+    "strategy",
 ]
 FAMILIES: tuple[Family, ...] = get_args(Family)
 """Measures that have a table of their own, `<family>.parquet`, beside runs.parquet."""

@@ -98,6 +98,15 @@ FAMILIES: dict[str, dict[str, str]] = {
         "carry": "Add-7: how many digits a carry reaches; empty is all",
         "accuracy": "Share of right answers among these",
     },
+    "attention": {
+        "layer": "Of the head",
+        "head": "Attention head",
+        "position": "Read-out that looks; empty in the histogram, whose positions are alike",
+        "key": "Place of the token that is looked at; empty in the histogram",
+        "carry": "add-7: carry length of the inputs; empty is all",
+        "relation": "Histogram: the token looked at is `self`, another of the `same` symbol, or of an `other`",
+        "weight": "Mean attention weight",
+    },
     "attribution": {
         **_RUN,
         "part": "`token`, `position`, `head`, `attention_bias`, `expert` (a dense layer is one); `embedding`, "

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import torch
 
 from sparsity_moves.measures.ablation_parts import ablation_parts
+from sparsity_moves.measures.attention import attention_patterns
 from sparsity_moves.measures.attribution_parts import attribution_parts
 from sparsity_moves.measures.bilinear import bilinear
 from sparsity_moves.measures.fourier import fourier, neuron_rows
@@ -24,6 +25,7 @@ from sparsity_moves.training.precision import products
 
 MEASURES: dict[Family, Callable[[Subject], list[Columns]]] = {
     "ablation": ablation_parts,
+    "attention": attention_patterns,
     "attribution": attribution_parts,
     "patching": patching,
     "probes": probes,

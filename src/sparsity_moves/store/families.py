@@ -28,6 +28,15 @@ SCHEMAS: dict[Family, Schema] = {
         "carry": WHOLE,
         "accuracy": REAL,
     },
+    "attention": {
+        "layer": WHOLE,
+        "head": WHOLE,
+        "position": WHOLE,
+        "key": WHOLE,
+        "carry": WHOLE,
+        "relation": TEXT,
+        "weight": REAL,
+    },
     "attribution": {
         "part": TEXT,
         "layer": WHOLE,

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from sparsity_moves.names import FAMILIES, Family
-from sparsity_moves.store.families import file_name, table, together
+from sparsity_moves.store.families import file_name, nothing, table, together
 from sparsity_moves.store.files import sha256
-from sparsity_moves.store.run_files import encoded, recorded
+from sparsity_moves.store.run_files import CHECKPOINT, kept, parquet, recorded
 from sparsity_moves.store.tables import CURVES, RUNS, Broken
 
 if TYPE_CHECKING:
@@ -61,22 +61,43 @@ def _records(store: Store, spec_ids: Iterable[str]) -> dict[str, dict[str, Any]]
     return {i: store.record(i, deep=False) for i in spec_ids if i in directories}
 
 
-def there(store: Store, spec_ids: Iterable[str]) -> dict[str, set[Family]]:
-    """Which families of these runs are there; runs without any are left out. Raises `Broken`."""
-    found: dict[str, set[Family]] = {}
+def there(store: Store, spec_ids: Iterable[str]) -> dict[str, dict[Family, set[str]]]:
+    """Which families of these runs are there, at which moments; runs without any are left out. Raises `Broken`."""
+    found: dict[str, dict[Family, set[str]]] = {}
     asked = set(spec_ids)
     for family in FAMILIES:
-        for spec_id in asked & set(store.tables.family(family)["spec_id"].unique()):
-            found.setdefault(spec_id, set()).add(family)
+        rows = store.tables.family(family).select("spec_id", "moment").unique()
+        for spec_id, moment in rows.filter(pl.col("spec_id").is_in(list(asked))).iter_rows():
+            found.setdefault(spec_id, {}).setdefault(family, set()).add(moment)
     for spec_id in asked & set(store.directories()):
-        names = store.record(spec_id, deep=False)["files"]
-        if has := {family for family in FAMILIES if file_name(family) in names}:
-            found.setdefault(spec_id, set()).update(has)
+        record, directory = store.record(spec_id, deep=False), store.runs / spec_id
+        every = set(record["moments"])
+        # measured while it was trained a run has every moment's rows, and so it has from all its parameters
+        partly = CHECKPOINT in record["files"] and set(kept(directory / CHECKPOINT)) < every
+        for family in FAMILIES:
+            if (name := file_name(family)) in record["files"]:
+                own = (
+                    set(pl.read_parquet(directory / name, columns=["moment"])["moment"]) if partly else every
+                )
+                found.setdefault(spec_id, {})[family] = own
+    return found
+
+
+def moments(store: Store, spec_ids: Iterable[str]) -> dict[str, set[str]]:
+    """The moments of these runs. Raises `Broken`."""
+    asked, directories = set(spec_ids), set(store.directories())
+    found = {i: set(store.record(i, deep=False)["moments"]) for i in asked & directories}
+    if rest := asked - directories:
+        rows = store.table(RUNS).filter(pl.col("spec_id").is_in(list(rest)))
+        for spec_id, moment in rows.select("spec_id", "moment").unique().iter_rows():
+            found.setdefault(spec_id, set()).add(moment)
     return found
 
 
 def add(store: Store, measured: Measured) -> None:
-    """Add families to runs that are stored: to a run's directory if it has one, else to the tables.
+    """Add families, or moments of them, to stored runs: to a run's directory if it has one, else to the tables.
+
+    What is there stays as it is.
 
     Raises `Broken` for a run that is damaged, and `UserError` where the disk refuses.
     """
@@ -85,10 +106,19 @@ def add(store: Store, measured: Measured) -> None:
         for spec_id in measured.keys() & directories:
             record = store.record(spec_id)
             files = {name: (store.runs / spec_id / name).read_bytes() for name in record["files"]}
-            store.put(spec_id, recorded(record, encoded(spec_id, measured[spec_id]) | files))
+            for family, rows in measured[spec_id].items():
+                new, name = table(family, spec_id, rows), file_name(family)
+                old = pl.read_parquet(store.runs / spec_id / name) if name in files else nothing(family)
+                files[name] = parquet(_and_more(family, old, new))
+            store.put(spec_id, recorded(record, files))
         tabled = {spec_id: of for spec_id, of in measured.items() if spec_id not in directories}
         if tabled:
             _add_to_tables(store, tabled)
+
+
+def _and_more(family: Family, old: pl.DataFrame, new: pl.DataFrame) -> pl.DataFrame:
+    """A table with the rows of runs and moments that it does not have yet."""
+    return together(family, [old, new.join(old, on=["spec_id", "moment"], how="anti", maintain_order="left")])
 
 
 def _add_to_tables(store: Store, measured: Measured) -> None:
@@ -96,7 +126,6 @@ def _add_to_tables(store: Store, measured: Measured) -> None:
     for family in FAMILIES:
         old = store.tables.family(family)
         new = [table(family, spec_id, of[family]) for spec_id, of in sorted(measured.items()) if family in of]
-        before = old.filter(~pl.col("spec_id").is_in([frame["spec_id"][0] for frame in new]))
-        frames[family] = together(family, [before, *new])
+        frames[family] = _and_more(family, old, together(family, new))
     kept = {k: v for k, v in store.tables.manifest().items() if k in CIRCUMSTANCES}
     store.tables.write(store.table(RUNS), store.table(CURVES), store.tables.shards(), measures=frames, **kept)

@@ -43,8 +43,9 @@ def merge(store: Store, folder: Path | str) -> Taken:
     """Bring the runs of a pack, or of a whole other store, into a store's tables, with their checkpoints.
 
     Nothing is taken before every checksum and every address in it has been found right. Runs that are here
-    already are left as they are, but for families of measures that they lack. Raises `Broken` where the pack is
-    damaged, and `UserError` where there is none or where it gives a run that is here other numbers.
+    already are left as they are, but for families of measures that they lack, wholly or at a moment. Raises
+    `Broken` where the pack is damaged, and `UserError` where there is none or where it gives a run that is here
+    other numbers.
     """
     pack = Store(folder)
     if not pack.tables and not pack.directories():
@@ -90,13 +91,22 @@ def _measures(
     frames, added = {}, False
     for family in FAMILIES:
         ours, theirs = measured.rows(store, family, both), measured.rows(source, family, new + both)
+        # measured again at more moments, by another machine perhaps, they take the place of those of a few
+        more = _moments(theirs).join(_moments(ours), on="spec_id").filter(pl.col("len") > pl.col("len_right"))
+        replaced = pl.col("spec_id").is_in(more["spec_id"].to_list())
+        ours = ours.filter(~replaced)
         common = set(ours["spec_id"]) & set(theirs["spec_id"])
         shared = pl.col("spec_id").is_in(sorted(common))
         _same(f"table of {family}", ours.filter(shared), theirs.filter(shared), store, source)
         fresh = theirs.filter(~shared)
         added = added or len(fresh) > 0
-        frames[family] = together(family, [store.tables.family(family), fresh])
+        frames[family] = together(family, [store.tables.family(family).filter(~replaced), fresh])
     return frames, added
+
+
+def _moments(rows: pl.DataFrame) -> pl.DataFrame:
+    """At how many moments each run was measured."""
+    return rows.group_by("spec_id").agg(pl.col("moment").n_unique().alias("len"))
 
 
 def _agree(store: Store, source: Store, spec_ids: list[str]) -> None:

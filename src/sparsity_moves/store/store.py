@@ -54,8 +54,13 @@ def alive(process: int) -> bool:
 
 
 def held(directory: Path) -> set[str]:
-    """What a run can be stored without, and is not here: parameters of a moment, measures of a family."""
-    return {*kept(directory / CHECKPOINT), *(name for name in FILES if (directory / name).exists())}
+    """What a run can be stored without, and is here: parameters of a moment, measures of a family at a moment."""
+    found = set(kept(directory / CHECKPOINT))
+    for name in FILES:
+        if (directory / name).exists():
+            moments = pl.read_parquet(directory / name, columns=["moment"])["moment"].unique()
+            found |= {f"{name} {moment}" for moment in moments}
+    return found
 
 
 class Store:
@@ -115,7 +120,8 @@ class Store:
         """Put a run in place. A run that is there already stays: it is the same, by its address.
 
         It gives way only to one that holds all that it does and more: parameters of other moments, or measures of
-        other families. Raises `UserError` where the disk refuses; nothing half-written is left under its name.
+        other families or moments. Raises `UserError` where the disk refuses; nothing half-written is left under its
+        name.
         """
         target, part = self.runs / spec_id, self.runs / f".{spec_id}.{os.getpid()}.part"
         with explained(target):
@@ -127,7 +133,7 @@ class Store:
                     sync(part / name)
                 while True:
                     with suppress(FileNotFoundError):  # another process may move it away while we look
-                        if held(part) > held(target):
+                        if target.exists() and held(part) > held(target):
                             shutil.rmtree(target)
                     try:
                         part.rename(target)

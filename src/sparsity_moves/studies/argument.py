@@ -15,11 +15,13 @@ from functools import cached_property
 import polars as pl
 
 from sparsity_moves import studies
-from sparsity_moves.names import results_folder
-from sparsity_moves.store import Store
+from sparsity_moves.names import FAMILIES, Family, results_folder
+from sparsity_moves.store import Store, measured
+from sparsity_moves.store.families import schema
 from sparsity_moves.studies import redistribution, sweep, sweeps
 from sparsity_moves.studies.arms import arm
-from sparsity_moves.studies.evidence import Absent, Evidence
+from sparsity_moves.studies.evidence import Absent, Evidence, Families
+from sparsity_moves.studies.published import PAPER_MOMENT
 from sparsity_moves.studies.study import Study, seeds
 from sparsity_moves.studies.verdicts import Board, board
 from sparsity_moves.training import Profile
@@ -36,6 +38,8 @@ SETTINGS: dict[Profile, tuple[str, ...]] = {"smoke": ("norm",), "laptop": ("norm
 """Families of `sweeps` that dense and MoE are run at."""
 VARIED = 3
 """Seeds of each."""
+SETTING = ("digits", "modulus", "symbols")
+"""What names the parts of a task's sequences."""
 
 
 def study(profile: Profile = "laptop") -> Study:
@@ -84,6 +88,36 @@ class Argument:
         found = _rows(self.own, task, arms) if self.own else pl.DataFrame()
         return None if found.is_empty() else found
 
+    def lane(self, lane: str, task: str, arms: Iterable[str]) -> pl.DataFrame | None:
+        """Rows of these arms in the `main` tables, or in the reader's `own`; None where there are none of his."""
+        return self.moments(task, arms) if lane == "main" else self.beside(task, arms)
+
+    def measured(
+        self, family: Family, task: str, arms: Iterable[str], moments: Iterable[str] = ()
+    ) -> pl.DataFrame:
+        """A family's rows of these arms' models, in both lanes, with `lane`, `arm`, `seed` and the task's settings.
+
+        Args:
+            family, task, arms: of the runs; those that were not measured have no rows.
+            moments: checkpoints in the order of trial: of each model and lane the first that any model of the lane
+                was measured at. The paper's unless given.
+        """
+        arms, trial = list(arms), list(moments) or [PAPER_MOMENT[task]]
+        found = []
+        for lane, evidence in (("main", self.main), ("own", self.own)):
+            models = self.lane(lane, task, arms)
+            if evidence is None or models is None or family not in evidence.families:
+                continue
+            settings = [name for name in SETTING if name in models.columns]
+            names = models.select("spec_id", "arm", "seed", *settings).unique(maintain_order=True)
+            rows = names.join(evidence.families[family], on="spec_id", maintain_order="left_right")
+            at = next((moment for moment in trial if moment in set(rows["moment"])), None)
+            found.append(rows.filter(moment=at).with_columns(lane=pl.lit(lane)))
+        if found:
+            return pl.concat(found, how="diagonal_relaxed")
+        columns = dict.fromkeys(SETTING, pl.Int64) | {"arm": pl.String, "seed": pl.Int64, "lane": pl.String}
+        return pl.DataFrame(schema=columns | schema(family))
+
     def missing(self, task: str, arms: Iterable[str]) -> list[str]:
         """Those of these arms that the main tables do not have."""
         arms = list(arms)
@@ -108,10 +142,12 @@ def gather(profile: Profile) -> Argument:
         studies.run(each) for each in (redistribution.study(profile), study(profile), _experts(profile))
     ]
     specs = [spec for each in results for spec in each.study.specs]
+    ids = list(dict.fromkeys(spec.spec_id for spec in specs))
     own = Evidence(
         pl.concat([each.moments for each in results], how="diagonal_relaxed"),
         {spec.spec_id: json.loads(spec.canonical) for spec in specs},
         pl.concat([each.curves for each in results], how="diagonal_relaxed").unique(("spec_id", "step")),
+        Families(FAMILIES, lambda family: measured.rows(studies.store(profile), family, ids)),
     )
     return Argument(Evidence.of(paper), own) if paper.tables else Argument(own)
 

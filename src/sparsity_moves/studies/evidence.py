@@ -7,11 +7,12 @@ that differ from that arm's in this setting alone. What the tables do not give i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import polars as pl
 
+from sparsity_moves.names import FAMILIES
 from sparsity_moves.store import Store
 from sparsity_moves.store.tables import CURVES, RUNS
 from sparsity_moves.studies import parts
@@ -28,6 +29,26 @@ Row = dict[str, Any]
 
 class Absent(Exception):
     """Why a number cannot be computed from the tables."""
+
+
+class Families(Mapping[str, pl.DataFrame]):
+    """Tables of measures by their name, each read when it is first asked for."""
+
+    def __init__(self, names: Iterable[str], read: Callable[[Any], pl.DataFrame]) -> None:
+        self._read = read
+        self._tables: dict[str, pl.DataFrame | None] = dict.fromkeys(names)
+
+    def __getitem__(self, name: str) -> pl.DataFrame:
+        found: pl.DataFrame | None = self._tables[name]
+        if found is None:
+            found = self._tables[name] = self._read(name)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tables)
+
+    def __len__(self) -> int:
+        return len(self._tables)
 
 
 class Evidence:
@@ -54,8 +75,8 @@ class Evidence:
     @staticmethod
     def of(store: Store) -> Evidence:
         """The runs of a store's tables. Raises `Broken` where these are missing or damaged."""
-        there = [name for name in parts.FAMILIES if f"{name}.parquet" in store.tables.manifest()["files"]]
-        families = {name: store.table(f"{name}.parquet") for name in there}
+        there = [name for name in FAMILIES if f"{name}.parquet" in store.tables.manifest()["files"]]
+        families = Families(there, store.tables.family)
         return Evidence(store.table(RUNS), store.tables.settings(), store.table(CURVES), families)
 
     def values(self, row: Row) -> pl.DataFrame:

@@ -2,7 +2,7 @@
 
 Which families a run is to have is decided by its spec alone, so that it can be seen which are missing: of a run that
 was stored before they were there, or whose table was lost. Where the parameters of all its moments are stored they
-are measured from these; else the run has to be trained again.
+are measured from these; else the run has to be trained again, and until then has those of the moments whose are.
 """
 
 from __future__ import annotations
@@ -45,13 +45,18 @@ def wanted(spec: Spec) -> tuple[Family, ...]:
 
 
 def lacking(specs: Iterable[Spec], store: Store) -> dict[Spec, tuple[Family, ...]]:
-    """The stored runs that lack families, and which. Raises `Broken` where a table is damaged."""
+    """The stored runs that lack families, wholly or at a moment, and which. Raises `Broken` at a damaged table."""
     asked = list(dict.fromkeys(specs))
-    there = measured.there(store, (spec.spec_id for spec in asked))
+    stored = [spec for spec in asked if store.has(spec)]
+    ids = [spec.spec_id for spec in stored]
+    there, moments = measured.there(store, ids), measured.moments(store, ids)
     found = {
-        spec: tuple(f for f in wanted(spec) if f not in there.get(spec.spec_id, ()))
-        for spec in asked
-        if store.has(spec)
+        spec: tuple(
+            family
+            for family in wanted(spec)
+            if not moments[spec.spec_id] <= there.get(spec.spec_id, {}).get(family, set())
+        )
+        for spec in stored
     }
     return {spec: families for spec, families in found.items() if families}
 
@@ -61,23 +66,23 @@ def unmeasurable(specs: Iterable[Spec], store: Store) -> list[Spec]:
     lack = list(lacking(specs, store))
     if not lack:
         return []
-    moments = store.moments([spec.spec_id for spec in lack])
-    needed = {i[0]: set(group["moment"]) for i, group in moments.group_by("spec_id")}
+    needed = measured.moments(store, (spec.spec_id for spec in lack))
     return [spec for spec in lack if not needed[spec.spec_id] <= set(store.kept(spec.spec_id))]
 
 
 def fill(specs: Iterable[Spec], store: Store, device: str = "cpu", stack: int = 8) -> tuple[int, list[Spec]]:
-    """Measure what stored runs lack, from their parameters.
+    """Measure what stored runs lack, from their parameters, at the moments of which these were kept.
 
-    Gives how many runs were completed, and those that have to be trained again for it. Raises `Broken` where
+    Gives how many runs have more for it, and those that have to be trained again to have all. Raises `Broken` where
     something stored is damaged.
     """
     groups: dict[Spec, list[Spec]] = defaultdict(list)
     lack, done = lacking(specs, store), 0
     left = unmeasurable(lack, store)
-    again = set(left)
-    for spec in lack:
-        if spec not in again:
+    there = measured.there(store, (spec.spec_id for spec in lack))
+    for spec, families in lack.items():
+        has = there.get(spec.spec_id, {})
+        if any(set(store.kept(spec.spec_id)) - has.get(family, set()) for family in families):
             groups[spec.shape].append(spec)
     for group in groups.values():
         for start in range(0, len(group), stack):

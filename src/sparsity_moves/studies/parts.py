@@ -12,7 +12,6 @@ import polars as pl
 
 DIGITS = ("ones", "tens", "hundreds", "overflow")
 """Output digits of the paper's add-7, by their read-out."""
-FAMILIES = ("ablation", "patching", "fourier")
 Row = dict[str, Any]
 
 

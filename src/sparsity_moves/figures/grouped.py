@@ -1,0 +1,228 @@
+"""Numbers of parts of a model: one value a model and part, arms side by side, full scale above this computer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import altair as alt
+import polars as pl
+
+from sparsity_moves.figures.ablation import STAR
+from sparsity_moves.figures.book_renderer import Figure, show
+from sparsity_moves.figures.prose import Text, hover, listed
+from sparsity_moves.figures.strips import LANES, nothing_yet, selected
+from sparsity_moves.figures.summary import METHOD, summaries, summary
+from sparsity_moves.figures.theme import arm_colours, arm_label, arm_shapes
+from sparsity_moves.figures.words import MOMENT_NAMES
+from sparsity_moves.studies.argument import Argument
+
+FOUR = ("dense", "glu", "moe", "moe_glu")
+"""The arms that the paper looks into."""
+DIGITS = ("ones", "tens", "hundreds")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A column that a selection box picks a value of, first the first."""
+
+    label: str
+    options: Mapping[str, str]
+    """Values, in words."""
+
+
+def digit_names() -> pl.Expr:
+    """Output digits by their read-out; the one beyond the last input digit is the overflow."""
+    names = pl.col("position").replace_strict(dict(enumerate(DIGITS)), default=None, return_dtype=pl.String)
+    return pl.when(pl.col("position") == pl.col("digits")).then(pl.lit("overflow")).otherwise(names)
+
+
+def grouped(
+    argument: Argument,
+    rows: pl.DataFrame,
+    *,
+    name: str,
+    caption: str,
+    title: str,
+    parts: Sequence[str],
+    arms: Sequence[str] = FOUR,
+    choices: Mapping[str, Choice] | None = None,
+    domain: tuple[float, float] | None = None,
+    logarithmic: bool = False,
+    published: pl.DataFrame | None = None,
+    lines: pl.DataFrame | None = None,
+) -> Figure | Text:
+    """One value a model for every part, arms side by side, means with intervals, published values as stars.
+
+    Args:
+        argument: where the rows are from.
+        rows: `lane`, `arm`, `seed`, `spec_id`, `moment`, `part` and `value`, one row a model, part and choice.
+        name, caption: of the figure; the caption goes on with what the marks are.
+        title: of the axis.
+        parts, arms: in their order; those without rows are left out.
+        choices: columns of the rows that the reader picks a value of.
+        domain, logarithmic: of the axis; from the values unless given.
+        published: `arm`, `part`, `value`, `source_text` and the choices, as far as there are any.
+        lines: reference values: `line` (what it is), `value`, and `lane` or choices where they differ by them.
+    """
+    choices = choices or {}
+    rows = rows.filter(pl.col("part").is_in(list(parts)), pl.col("arm").is_in(list(arms))).drop_nulls("value")
+    rows = rows.with_columns(pl.col("value").cast(pl.Float64).round_sig_figs(5))
+    if rows.is_empty():
+        return nothing_yet("This measure")
+    there = [arm for arm in arms if arm in set(rows["arm"])]
+    shown = [part for part in parts if part in set(rows["part"])]
+    keys = ["lane", "arm", "part", *choices]
+    models = rows.select(*keys, "seed", "moment", "value", "spec_id")
+    means = summaries(models, keys, "value").with_columns(pl.col("mean", "low", "high").round_sig_figs(5))
+    models, means = _named(models), _named(means)
+    stars = None if published is None else _named(published)
+    labels = [arm_label(arm) for arm in there]
+    scale = (
+        alt.Scale(type="log") if logarithmic else alt.Scale(domain=domain) if domain else alt.Scale(zero=True)
+    )
+    axes = {
+        "x": alt.X(
+            "part:N", sort=shown, title=None, axis=alt.Axis(labelAngle=0), scale=alt.Scale(domain=shown)
+        ),
+        "xOffset": alt.XOffset("arm:N", sort=labels, scale=alt.Scale(domain=labels)),
+        "color": alt.Color(
+            "arm:N",
+            scale=arm_colours(there),
+            legend=alt.Legend(title=None, orient="top", columns=3, symbolOpacity=1),
+        ),
+    }
+
+    def y(column: str) -> alt.Y:
+        return alt.Y(f"{column}:Q", title=title, scale=scale, axis=alt.Axis(tickCount=5))
+
+    tips = [
+        alt.Tooltip("arm:N", title="FFN"),
+        alt.Tooltip("part:N"),
+        alt.Tooltip("mean:Q"),
+        alt.Tooltip("low:Q", title="95 % CI from"),
+        alt.Tooltip("high:Q", title="to"),
+        alt.Tooltip("n:Q", title="seeds"),
+    ]
+
+    def chosen(frame: pl.DataFrame) -> alt.Chart:
+        here = " && ".join(f"datum.{column} == {column}" for column in choices if column in frame.columns)
+        return alt.Chart(frame).transform_filter(here) if here else alt.Chart(frame)
+
+    def panel(lane: str) -> alt.LayerChart | alt.FacetChart:
+        own, average = models.filter(lane=lane).drop("lane"), means.filter(lane=lane).drop("lane")
+        layers: list[alt.Chart] = [
+            chosen(own)
+            .mark_point(filled=False, size=24, strokeWidth=1.2, opacity=0.6)
+            .encode(
+                **axes,
+                y=y("value"),
+                shape=alt.Shape("arm:N", scale=arm_shapes(there)),
+                tooltip=[
+                    alt.Tooltip("arm:N", title="FFN"),
+                    "seed:O",
+                    "value:Q",
+                    alt.Tooltip("moment:N", title="at"),
+                    alt.Tooltip("spec_id:N", title="run"),
+                ],
+            ),
+            chosen(average.drop_nulls("low"))
+            .mark_rule(strokeWidth=2.5)
+            .encode(**axes, y=y("low"), y2=alt.Y2("high:Q"), tooltip=tips),
+            chosen(average)
+            .mark_tick(thickness=3, size=12, color="currentColor")
+            .encode(
+                **{key: value for key, value in axes.items() if key != "color"}, y=y("mean"), tooltip=tips
+            ),
+        ]
+        if stars is not None and len(stars):
+            layers.append(
+                chosen(stars)
+                .mark_point(shape=STAR, size=150, xOffset=7)
+                .encode(
+                    **axes,
+                    y=y("value"),
+                    tooltip=[
+                        alt.Tooltip("arm:N", title="FFN"),
+                        alt.Tooltip("value:Q", title="published"),
+                        alt.Tooltip("source_text:N", title="source"),
+                    ],
+                )
+            )
+        if lines is not None and len(at := lines.filter(lane=lane) if "lane" in lines.columns else lines):
+            base = chosen(at).encode(y=y("value"))
+            layers.append(
+                base.mark_rule(strokeDash=[6, 4], opacity=0.6).encode(tooltip=["line:N", "value:Q"])
+            )
+            layers.append(
+                base.mark_text(align="left", dx=3, dy=-6, fontSize=11, fontStyle="italic").encode(
+                    x=alt.value(0), text="line:N"
+                )
+            )
+        return alt.layer(*layers).properties(width=480, height=190, title=_whose(argument, rows, lane))
+
+    lanes = [lane for lane in ("main", "own") if lane in set(rows["lane"])]
+    picks = [selected(column, choice.label, choice.options) for column, choice in choices.items()]
+    chart = alt.vconcat(*(panel(lane) for lane in lanes), spacing=14)
+    first = means.filter(lane=lanes[0])
+    for column, choice in choices.items():
+        first = first.filter(pl.col(column) == next(iter(choice.options)))
+    told = ", ".join(
+        f"{arm} {part} {mean:.3g}" for arm, part, mean in first.select("arm", "part", "mean").iter_rows()
+    )
+    return show(
+        chart.add_params(*picks) if picks else chart,
+        name=name,
+        caption=f"{caption} {marks(rows, stars is not None and len(stars) > 0)}",
+        alt=f"Means: {told}.",
+        data=models,
+    )
+
+
+def marks(rows: pl.DataFrame, published: bool = False) -> str:
+    """What the marks are, and of how many models; a single one has no interval."""
+    counts = rows.group_by("lane", "arm").agg(pl.col("seed").n_unique())["seed"]
+    moments = listed([MOMENT_NAMES[m] for m in rows["moment"].unique(maintain_order=True)])
+    few = "; where there is one seed, no interval is claimed" if counts.min() == 1 else ""
+    return f"One symbol a model, at {moments}; tick and bar: mean and {METHOD}{few}." + (
+        " Stars: published {cite:p}`smithline2026`." if published else ""
+    )
+
+
+def _named(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.with_columns(pl.col("arm").map_elements(arm_label, return_dtype=pl.String))
+
+
+def _whose(argument: Argument, rows: pl.DataFrame, lane: str) -> str:
+    """ "Full scale: 1 seed an arm"."""
+    numbers = rows.filter(lane=lane).group_by("arm").agg(pl.col("seed").n_unique())["seed"]
+    low, high = min(numbers), max(numbers)
+    many = f"{low}" if low == high else f"{low} to {high}"
+    who = LANES[lane] if lane == "own" or argument.profile == "paper" else f"{argument.profile} profile"
+    return f"{who[:1].upper()}{who[1:]}: {many} seed{'' if high == 1 else 's'} an arm"
+
+
+def part_mean(argument: Argument, rows: pl.DataFrame, unit: str = "", **where: object) -> str:
+    """A mean of such rows in a sentence, with its n in sight: of the full-scale runs, or the reader's if more.
+
+    Pointed at, it says interval and runs. `where` are columns and values; `unit` is % or nothing.
+    """
+    fits = rows.filter(**where).drop_nulls("value")
+    if fits.is_empty():
+        return "*not yet measured*"
+    sizes = {lane: fits.filter(lane=lane)["seed"].n_unique() for lane in ("main", "own")}
+    lane = max(sizes, key=lambda each: sizes[each])
+    own = fits.filter(lane=lane)
+    found = summary(own["value"].to_list())
+    places = 0 if unit == "%" else 2
+    bounds = "no interval"
+    if found.low is not None and found.high is not None:
+        bounds = f"95 % CI {found.low:.{places}f} to {found.high:.{places}f}"
+    who = "this computer" if lane == "own" else f"{argument.profile} profile"
+    at = listed([MOMENT_NAMES[m] for m in own["moment"].unique(maintain_order=True)])
+    runs = listed(sorted(own["spec_id"].unique()))
+    shown = f"{found.mean:.{places}f}" + ("\u00a0%" if unit == "%" else "")
+    shown = shown.replace("-", "−")
+    seeds = f"n\u00a0=\u00a0{found.n}"
+    return hover(
+        f"{shown} ({seeds})",
+        f"{arm_label(own['arm'][0])}, {who}, at {at}: n = {found.n}, {bounds}; runs {runs}",
+    )
