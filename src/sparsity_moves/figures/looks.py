@@ -47,10 +47,10 @@ def over_training(
     means = summaries(long, [*key, "arm", "at", "measure"], "value")
     means = means.with_columns(pl.col("mean", "low", "high").round(4)).drop("sd")
     here = "datum.measure == measure" + (f" && datum.{choice[0]} == chosen" if choice else "")
-    scale = alt.Scale(type="log" if logarithmic else "linear", zero=False, nice=True)
+    scale = alt.Scale(type="log" if logarithmic else "linear", zero=False, nice=not logarithmic)
     across = alt.X("at:Q", title=x[1])
     up = alt.Y("mean:Q", title=None, scale=scale)
-    colour = alt.Color("arm:N", scale=arm_colours(arms), legend=alt.Legend(title=None, orient="top"))
+    colour = alt.Color("arm:N", scale=arm_colours(arms), legend=alt.Legend(title=None, orient="top", symbolOpacity=1))
     average = alt.Chart(means).transform_filter(here)
     tips = [
         alt.Tooltip("arm:N", title="FFN"),
@@ -71,7 +71,7 @@ def over_training(
     controls = [selected("measure", "Shown:", measures)]
     if choice:
         values = looks[choice[0]].unique(maintain_order=True).to_list()
-        controls.append(selected("chosen", choice[1], {value: str(value).upper() for value in values}))
+        controls.append(selected("chosen", choice[1], {value: str(value) for value in values}))
     last = means.filter(pl.col("at") == pl.col("at").max(), measure=next(iter(measures)))
     seeds = looks.group_by("arm", *key).agg(pl.col("seed").n_unique())["seed"]
     number = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
