@@ -234,6 +234,36 @@ def test_wikitext_is_the_lines_in_their_order(monkeypatch):
     assert bytes(text.wikitext("test").tolist()).decode() == " = test = \ncafé\n"
 
 
+def test_wikitext_is_read_from_a_folder_of_the_hubs_form(tmp_path, monkeypatch):
+    """Parquet files and the card that names the configuration: what the hub sends, without the hub."""
+    pytest.importorskip("datasets", reason="an extra")
+    polars = pytest.importorskip("polars")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "wikitext"
+    (folder / "raw").mkdir(parents=True)
+    card = ["---", "configs:", "- config_name: wikitext-103-raw-v1", "  data_files:"]
+    lines = {split: ["", f" = {split} = \n", " Füße , und so weiter .\n"] for split in text.SPLITS}
+    for split, own in lines.items():
+        polars.DataFrame({"text": own}).write_parquet(folder / "raw" / f"{split}.parquet")
+        card += [f"  - split: {split}", f"    path: raw/{split}.parquet"]
+    (folder / "README.md").write_text("\n".join([*card, "---", ""]))
+    for split, own in lines.items():
+        assert bytes(text.wikitext(split, str(folder)).tolist()).decode() == "".join(own)
+    with pytest.raises(UserError, match="WikiText-103 could not be loaded"):
+        text.wikitext("test", str(tmp_path / "nowhere"))
+
+
+def test_trees_follow_autocast_as_linear_layers_do():
+    layer, x = Trees(8, trees()), torch.randn(5, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = layer(x)
+    assert half.dtype == torch.bfloat16
+    rounded = (w.bfloat16().float() for w in (layer.w_in, layer.b_in, layer.w_out))
+    expected = masked(layer.ffn, x.bfloat16().float(), *rounded)
+    assert torch.allclose(half.float(), expected, rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_a_model_of_bytes_learns_and_is_looked_at(kind):
     _, rows = train(spec_of(kind), text.generated(0, 400), text.generated(1, 100))

@@ -1,5 +1,5 @@
-"""The command line: sparsity-moves train · measure · status · verify · certify · export · merge · book ·
-chapter · bench."""
+"""The command line: sparsity-moves train · measure · status · verify · certify · export · merge · book · chapter ·
+bench · usage · language."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 from sparsity_moves import studies
+from sparsity_moves.cli_looks import Language, Usage
 from sparsity_moves.errors import UserError
-from sparsity_moves.names import EngineName, Moment, Profile, results_folder
+from sparsity_moves.names import EngineName, LooksName, Moment, Profile, results_folder
 from sparsity_moves.store import Store, export
+from sparsity_moves.store.looks import LOOKS
 from sparsity_moves.store.tables import EVERY
 
 if TYPE_CHECKING:
@@ -262,6 +264,8 @@ Command = (
     | Annotated[Book, tyro.conf.subcommand("book")]
     | Annotated[Chapter, tyro.conf.subcommand("chapter")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
+    | Annotated[Usage, tyro.conf.subcommand("usage")]
+    | Annotated[Language, tyro.conf.subcommand("language")]
 )
 
 
@@ -276,7 +280,9 @@ def root() -> Path:
 def tables(profile: Profile) -> list[Path]:
     """What the notebooks read: the reader's tables, and the published ones where there are any."""
     folders = (studies.store(profile).root, studies.store("paper").root)
-    return [f / name for f in dict.fromkeys(folders) for name in EVERY if (f / name).exists()]
+    there = [f / name for f in dict.fromkeys(folders) for name in EVERY if (f / name).exists()]
+    looks = [results_folder(name) / LOOKS for name in get_args(LooksName)]
+    return [*there, *(path for path in looks if path.exists()), *(root() / "benchmarks" / "results").glob("*.json")]
 
 
 def main() -> None:

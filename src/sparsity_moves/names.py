@@ -10,6 +10,8 @@ Profile = Literal["smoke", "laptop", "paper"]
 Moment = Literal["first_best", "grokked", "final"]
 MOMENTS: tuple[Moment, ...] = get_args(Moment)
 EngineName = Literal["local", "ray"]
+LooksName = Literal["usage", "language"]
+"""Runs of which looks over training are kept, and nothing else (`store.looks`)."""
 Family = Literal[
     "ablation",
     "attention",
@@ -26,8 +28,9 @@ FAMILIES: tuple[Family, ...] = get_args(Family)
 """Measures that have a table of their own, `<family>.parquet`, beside runs.parquet."""
 
 
-def results_folder(profile: Profile) -> Path:
-    """Where a profile's runs lie: `results/<profile>` of the checkout, or under SPARSITY_MOVES_RESULTS.
+def results_folder(profile: Profile | LooksName) -> Path:
+    """Where a profile's runs, or a kind of looks, lie: `results/<name>` of the checkout, or under
+    SPARSITY_MOVES_RESULTS.
 
     A notebook runs in `book/`, so the checkout is looked for upwards; outside of one, `results` is made here.
     """

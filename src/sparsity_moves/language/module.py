@@ -58,9 +58,12 @@ class Trees(nn.Module):
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
         flat = x.flatten(0, -2)
-        weights = (self.w_in, self.b_in, self.w_out)
+        weights: tuple[Tensor, ...] = (self.w_in, self.b_in, self.w_out)
         if self.visited is not None:
             self.count(flat)
+        if torch.is_autocast_enabled(x.device.type):  # as a linear layer would
+            kind = torch.get_autocast_dtype(x.device.type)
+            flat, weights = flat.to(kind), tuple(w.to(kind) for w in weights)
         if self.alive is None:
             out = tree_layer(self.ffn, flat, *weights)
         else:

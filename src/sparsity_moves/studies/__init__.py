@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         sweep,
         sweeps,
         trees,
+        usage,
     )
     from sparsity_moves.studies.arms import ARMS, arm
     from sparsity_moves.studies.cost import training_flops
@@ -35,10 +36,12 @@ if TYPE_CHECKING:
     from sparsity_moves.studies.study import Results, Study, measures, results, seeds, tables
     from sparsity_moves.training import Profile
 
-CHAPTERS = ("redistribution", "sweep", "argument")
+CHAPTERS = ("redistribution", "sweep", "argument", "trees")
 """Studies that the chapters show, and that a reader's machine trains."""
 
-_MODULES = ("argument", "controls", "engine", "measuring", "redistribution", "sweep", "sweeps", "trees")
+_MODULES = (
+    "argument", "controls", "engine", "measuring", "redistribution", "sweep", "sweeps", "trees", "usage",
+)  # fmt: skip
 _HOME = {"ARMS": "arms", "arm": "arms", "kept": "keeping", "training_flops": "cost"} | dict.fromkeys(
     ("Results", "Study", "measures", "results", "seeds", "tables"), "study"
 )
@@ -61,14 +64,13 @@ def store(profile: Profile) -> Store:
 
 
 def every(profile: Profile) -> list[Study]:
-    """All studies at their default settings: the chapters'; at full scale controls, sweeps and trees too."""
+    """All studies at their default settings: the chapters'; at full scale controls and sweeps too."""
     shown = [name for name in CHAPTERS if (name, profile) != ("argument", "paper")]  # there they are controls
     found: list[Study] = [import_module(f"{__name__}.{name}").study(profile) for name in shown]
     if profile != "laptop":  # whose minutes belong to the chapters
         found.append(import_module(f"{__name__}.controls").study(profile))
     if profile == "paper":
         found += import_module(f"{__name__}.sweeps").studies(profile)
-        found.append(import_module(f"{__name__}.trees").study(profile))
     return found
 
 
@@ -152,5 +154,6 @@ __all__ = [
     "tables",
     "training_flops",
     "trees",
+    "usage",
     "write_tables",
 ]
