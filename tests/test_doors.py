@@ -27,6 +27,8 @@ PROMISES = {
     r"switch": {"routing": ("switch", "switch_frozen")},
     r"hash": {"routing": "hash"},
     r"\ba glu\b": {"ffn": "glu", "experts": 1},
+    r"\btrees\b": {"ffn": "tree"},
+    r"φ after the sum": {"ffn": "tree_balanced"},
     r"without a balance loss": {"balance": 0},
     r"a hundred times stronger": {"balance": 1},
     r"two of four experts open": {"top_k": 2, "experts": 4},
