@@ -41,6 +41,8 @@ extern float *stream, *final, *logits; /* (N, D) before and after the FFN, (N, C
 extern float *hidden;                  /* (N k, W / E), rows sorted by expert */
 extern float *probability;             /* (N, E) */
 extern int *chosen, *load;             /* (N, k) and (E) */
+extern float *gate, *y_open;           /* (N, k), and (N k, D) each open expert's output, rows sorted by expert */
+extern int *order, *start;             /* the assignment of each sorted row, and each expert's first row */
 extern int *hash;                      /* (V): each symbol's expert, where routing is by hash */
 extern int closed_heads, closed_experts; /* bit i closes head or expert i, for a reader's experiment */
 
@@ -85,8 +87,13 @@ void feedforward(int n, float *x, float *y);
 void feedforward_backward(int n, float *x, float *d_y, float *d_x, float balance_weight);
 void collect_units(const int *answer, float *into);
 
+/* bench.c: another choice of experts, where a reader asks for one. */
+extern int rerouted;
+void reroute(int n);
+
 /* transformer.c */
 void transformer_setup(int capacity);
+Matrix unembedding(void);
 void forward(int sequences, int without);
 float backward(int sequences, float balance_weight);
 

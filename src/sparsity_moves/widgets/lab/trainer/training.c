@@ -31,7 +31,7 @@ PUBLIC int setup(int task, int first_size, int second_size, int d, int heads, in
     model = (Model){.d = d, .heads = heads, .width = width, .experts = experts, .top_k = top_k, .router = router,
                     .gate = gate, .gated = gated, .activation = activation};
     task_setup(task, first_size, second_size);
-    parameters = updates = closed_heads = closed_experts = 0;
+    parameters = updates = closed_heads = closed_experts = rerouted = 0;
     tensor(EMBED, model.vocabulary * d);
     tensor(POSITION, model.length * d);
     tensor(UNEMBED, model.tied ? 0 : d * model.classes);
