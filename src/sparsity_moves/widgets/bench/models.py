@@ -22,6 +22,7 @@ from sparsity_moves.model import Parameters
 from sparsity_moves.names import Moment, Profile
 from sparsity_moves.studies.arms import arm
 from sparsity_moves.studies.keeping import OPENED
+from sparsity_moves.tasks import Sequences
 from sparsity_moves.training import Spec
 from sparsity_moves.training.profiles import SEEDS
 from sparsity_moves.widgets.lab.interface import TASKS, TENSORS, setup_of
@@ -44,6 +45,11 @@ class Model:
         return f"{self.spec.task}-{self.arm}-{self.moment}"
 
     @property
+    def inputs(self) -> Sequences:
+        """What it is measured on: every input, or the sequences drawn for its evaluation."""
+        return self.spec.task_object.evaluation(self.spec.seed, self.spec.evaluation)
+
+    @property
     def facts(self) -> dict[str, Any]:
         """What the page must know before it loads the numbers."""
         return {
@@ -53,7 +59,6 @@ class Model:
             "short": arm_style(self.arm).label,
             "setup": setup_of(self.spec),
             "router": self.spec.architecture.ffn.scores,
-            "sequences": self.spec.evaluation,
             "bytes": len(self.content),
         }
 
@@ -69,8 +74,7 @@ class Model:
             initial = self.spec.architecture.initialise(self.spec.seed)["0.ffn.router"]
             parts.append(initial.numpy().astype("<f4").tobytes())
         if self.spec.task == "histogram":
-            drawn = self.spec.task_object.evaluation(self.spec.seed, self.spec.evaluation)
-            parts.append(drawn.tokens.numpy().astype(np.uint8).tobytes())
+            parts.append(self.inputs.tokens.numpy().astype(np.uint8).tobytes())
         return b"".join(parts)
 
     @property

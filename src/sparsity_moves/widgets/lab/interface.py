@@ -33,6 +33,8 @@ def setup_of(spec: Spec) -> tuple[int, ...]:
     """
     if spec.depth != 1 or spec.norm != "none" or spec.dropout or spec.router not in ROUTERS:
         raise UserError("the lab trains one layer without norm or dropout, routed by score or by symbol")
+    if spec.task == "add7" and (spec.digits, spec.addend) != (3, 7):
+        raise UserError("the lab adds 7 to three digits")
     sizes = {
         "add7": (0, 0),
         "modular_addition": (spec.modulus or 0, round(100 * (spec.train_fraction or 0))),

@@ -18,7 +18,7 @@ export function mount(el, given) {
   const typed = (name) => h("input", { type: "text", name, size: 14, maxlength: 40, autocomplete: "off", spellcheck: "false", oninput: type });
   const input = typed("input"), donor = typed("donor");
   const scroll = (label, place) => h("div", { class: "lab-scroll", tabindex: 0, role: "region", "aria-label": label }, place);
-  const places = Object.fromEntries(["accuracy", "places", "answers", "legend"].map((name) => [name, h("div", {})]));
+  const places = Object.fromEntries(["accuracy", "places", "answers"].map((name) => [name, h("div", {})]));
   const heads = [h("div", { class: "lab-heads" }), h("div", { class: "lab-heads" })];
   const headTitles = [h("h3", {}), h("h3", {})];
   const placesPanel = panel("Digit by digit", scroll("Digit by digit", places.places));
@@ -33,11 +33,12 @@ export function mount(el, given) {
       panel("One input", h("div", { class: "lab-typed" }, h("label", {}, "Input ", input), h("label", {}, "Donor ", donor)), problem, scroll("Answers", places.answers),
         h("p", {}, "A part \u201cfrom the donor\u201d is what it is in the untouched model's run on the donor, at the same position.")),
       placesPanel),
-    panel("Where each head looks, for this input", ...headTitles.flatMap((title, i) => [title, heads[i]]),
+    panel("Where each head looks, for this input", h("div", { class: "bench-looks" }, ...headTitles.map((title, i) => h("div", {}, title, heads[i]))),
       h("p", {}, "With one layer, attention looks at the symbols themselves: nothing that is changed here changes where it looks."))));
 
-  const select = (name, label, options, value, wide) => h("label", { class: wide ? "bench-wide" : null }, label,
-    h("select", { name, onchange: (event) => picked(name, event.target.value) }, ...options.map(([key, word]) => h("option", { value: key, selected: key === value }, word))));
+  const group = (...children) => h("div", { class: "bench-knobs" }, ...children);
+  const select = (name, label, options, wide) => h("label", { class: wide ? "bench-wide" : null }, label,
+    h("select", { name, onchange: (event) => picked(name, event.target.value) }, ...options.map(([key, word]) => h("option", { value: key }, word))));
 
   // The controls are made anew where the task changes, else only set.
   function controls(fresh) {
@@ -48,9 +49,9 @@ export function mount(el, given) {
         select("task", "Task", Object.keys(CONFIG.tasks).map((name) => [name, name.replace("_", " ").replace("add7", "add-7")])),
         select("model", "Model", own), select("beside", "Beside it", own));
       knobs.replaceChildren(h("legend", {}, "Change, in both"),
-        h("div", { class: "bench-knobs" }, select("attention", "Attention", ways), select("ffn", "FFN", ways),
-          ...(expertsOf(task) ? [select("router", "Router sends", Object.entries(routes(expertsOf(task))), "", true)] : []),
-          ...several("heads", headsOf(task), "Head"), ...several("experts", expertsOf(task), "Expert")),
+        group(select("attention", "Attention", ways), select("ffn", "FFN", ways),
+          expertsOf(task) ? select("router", "Router sends", Object.entries(routes(expertsOf(task))), true) : null),
+        group(...several("heads", headsOf(task), "Head")), group(...several("experts", expertsOf(task), "Expert")),
         routeHint);
     }
     for (const field of [...fields.querySelectorAll("select"), ...knobs.querySelectorAll("select")]) {
@@ -147,7 +148,6 @@ export function mount(el, given) {
     opened.forEach((model, i) => {
       const look = model.look?.untouched, facts = shown()[i];
       headTitles[i].textContent = facts.label;
-      heads[i].parentElement.hidden = false;
       put(heads[i], [choice.task, words, look?.pattern], () => look ? patternPictures(look, words, { ...task, heads: facts.setup[4] }, targets.map((target) => answerWord(choice.task, target))) : h("p", {}, "…"));
     });
   }

@@ -2,7 +2,12 @@
 
 export const WAYS = { k: "as it is", z: "set to zero", m: "its mean", d: "from the donor" };
 const ROUTES = { trained: "as trained", initial: "at its initial weights", random: "a random expert for each token", next: "the next expert's tokens" };
-const FIRST = { add7: ["497 + 7", "120 + 7"], modular_addition: ["44 + 29", "80 + 60"], histogram: ["ABACADBBEF", "AAAABBBCDE"] };
+const pair = (...shares) => shares.map((x) => Math.floor(x * CONFIG.tasks.modular_addition.sizes[0])).join(" + ");
+const FIRST = {
+  add7: () => ["497 + 7", "120 + 7"],
+  modular_addition: () => [pair(0.4, 0.26), pair(0.7, 0.5)],
+  histogram: () => ["ABACADBBEFGHIJ", "AAAABBBCDEFGHI"].map((text) => text.slice(0, CONFIG.tasks.histogram.length)),
+};
 const UNCHANGED = { attention: "k", ffn: "k", router: "trained" };
 
 const ofTask = (task) => CONFIG.models.filter((model) => model.task === task);
@@ -26,7 +31,7 @@ export function concerns(choice, model) {
 // A task's first choice: an MoE beside the dense layer, where both are there, and no FFN: the paper's question.
 export function firstChoice(task = CONFIG.models[0].task) {
   const own = ofTask(task), named = (arm) => own.filter((model) => model.name.startsWith(`${task}-${arm}-`)).at(-1);
-  const model = named("moe") ?? own.at(-1), [input, donor] = FIRST[task];
+  const model = named("moe") ?? own.at(-1), [input, donor] = FIRST[task]();
   return { task, model: model.name, beside: (named("dense") ?? own[0]).name, ...untouched(task), ffn: "z", input, donor };
 }
 

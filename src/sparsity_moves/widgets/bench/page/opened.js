@@ -2,8 +2,8 @@
 
 const loading = new Map();
 
-// A model's bytes, from a script beside the page: over http and from the disk alike.
-function numbers(name, data) {
+// A model's numbers as text, from a script beside the page: over http and from the disk alike.
+function textOf(name, data) {
   if (!loading.has(name))
     loading.set(name, new Promise((resolve, reject) => {
       const script = h("script", { src: `${data}bench-${name}.js` });
@@ -14,12 +14,8 @@ function numbers(name, data) {
       script.onload = () => {
         const text = globalThis.sparsityMovesModels?.[name];
         script.remove();
-        try {
-          resolve(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)));
-        } catch {
-          failed("The model's file is damaged.");
-        }
-        delete globalThis.sparsityMovesModels?.[name]; // its text is not needed again
+        if (typeof text === "string") resolve(text);
+        else failed("The model's file is damaged.");
       };
       script.onerror = () => {
         script.remove();
@@ -62,10 +58,10 @@ export class Opened {
     this.forget();
     const mine = this.number;
     try {
-      const bytes = await numbers(facts.name, this.data);
+      const text = await textOf(facts.name, this.data);
       if (mine !== this.number) return;
       this.ready = true;
-      this.worker.postMessage({ kind: "open", model: mine, facts, task: CONFIG.tasks[facts.task], bytes, ...this.wish });
+      this.worker.postMessage({ kind: "open", model: mine, facts, task: CONFIG.tasks[facts.task], text, ...this.wish });
     } catch (error) {
       if (mine === this.number) this.fail(error.message);
     }

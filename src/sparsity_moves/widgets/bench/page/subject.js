@@ -5,6 +5,13 @@ const ROUTES = { random: 1, next: 2, one: 3 };
 const ANSWERS = 512; // of a run, so that one takes no longer than a few hundredths of a second
 const STRIDE = 7919; // a prime that divides no number of inputs: the first inputs measured on are a sample of all
 
+// The bytes that base64 stands for.
+export function decoded(text) {
+  const written = atob(text), bytes = new Uint8Array(written.length);
+  for (let i = 0; i < bytes.length; i++) bytes[i] = written.charCodeAt(i);
+  return bytes;
+}
+
 export class Subject {
   // `model` and `task` as CONFIG has them; `bytes` the model's numbers.
   constructor(wasm, model, task, bytes) {

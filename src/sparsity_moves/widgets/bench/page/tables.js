@@ -3,7 +3,8 @@
 const share = (count, scored) => (count?.done ? scored.reduce((sum, r) => sum + count.right[r], 0) / scored.length / count.done : null);
 const PLACES = ["ones", "tens", "hundreds", "overflow"];
 
-const rowClass = (row, i) => `bench-${row.kind}${i && row.kind === "whole" ? " bench-next" : ""}${row.count && row.count.done < row.count.every ? " bench-rough" : ""}`;
+const rowClass = (row, i) => `bench-${row.kind}${i && row.kind === "whole" ? " bench-next" : ""}`;
+const rough = (row) => (row.count && row.count.done < row.count.every ? " bench-rough" : ""); // a sample so far
 const kindOf = (row) => `${row.name}${row.kind === "whole" ? ", untouched" : ", changed"}`;
 
 // Accuracy on all inputs, so far; chance lines stand in each bar.
@@ -17,7 +18,7 @@ export function accuracyTable(rows, task) {
     h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Model"), h("td", {}), h("th", { scope: "col" }, "Answers"), several ? h("th", { scope: "col" }, "Whole inputs") : null)),
     h("tbody", {}, ...rows.map((row, i) => {
       const value = share(row.count, task.scored);
-      return h("tr", { class: rowClass(row, i) }, h("th", { scope: "row" }, kindOf(row)), h("td", {}, bar(value)), h("td", {}, percent(value)),
+      return h("tr", { class: rowClass(row, i) + rough(row) }, h("th", { scope: "row" }, kindOf(row)), h("td", {}, bar(value)), h("td", {}, percent(value)),
         several ? h("td", {}, percent(row.count?.done ? row.count.exact / row.count.done : null)) : null);
     })));
 }

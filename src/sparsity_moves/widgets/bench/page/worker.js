@@ -31,10 +31,10 @@ function work() {
 onmessage = ({ data }) => {
   try {
     if (data.kind === "open") {
-      const wasm = new WebAssembly.Instance(new WebAssembly.Module(Uint8Array.from(atob(WASM), (c) => c.charCodeAt(0))), {}).exports;
+      const wasm = new WebAssembly.Instance(new WebAssembly.Module(decoded(WASM)), {}).exports;
       ({ model } = data);
       subject = tally = null; // the last model is gone, even where this one cannot be opened
-      subject = new Subject(wasm, data.facts, data.task, data.bytes);
+      subject = new Subject(wasm, data.facts, data.task, decoded(data.text));
     }
     ({ change, input, donor, turn } = data);
     if (!subject) return;
