@@ -50,7 +50,7 @@ def named(name: str) -> Model:
     return next(model for model in published() if model.name == name)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def from_the_checkout() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPARSITY_MOVES_RESULTS", str(PAPER.parent))
@@ -85,9 +85,7 @@ class Reference:
     p: Parameters = field(init=False)
 
     def __post_init__(self) -> None:
-        exact = {
-            n: t.double() if t.is_floating_point() else t for n, t in self.model.parameters.items()
-        }
+        exact = {n: t.double() if t.is_floating_point() else t for n, t in self.model.parameters.items()}
         self.p = {n: t[None] for n, t in exact.items()}
         self.parts = {
             "m": {n: x.mean(1, keepdim=True) for n, x in self.pieces(self.inputs.tokens).items()},
@@ -224,9 +222,7 @@ def furthest(page: Page, model: Model, changes: list[dict[str, str]], code: str 
     some = inputs_of(model, INPUTS)
     picks = torch.randint(len(model.inputs), (3,), generator=torch.Generator().manual_seed(3))
     tokens, targets = model.inputs.tokens[picks], model.inputs.targets[picks]
-    spoken = [
-        {"tokens": t, "targets": a} for t, a in zip(tokens.tolist(), targets.tolist(), strict=True)
-    ]
+    spoken = [{"tokens": t, "targets": a} for t, a in zip(tokens.tolist(), targets.tolist(), strict=True)]
     page.evaluate(
         f"(text) => {{ (0, eval)(text + ';Object.assign(globalThis, {{Subject, decoded, WASM}})'); }}",
         script(code or worker()),
@@ -317,7 +313,11 @@ class TestAccuracy:
     @pytest.mark.parametrize(
         ("name", "measures"),
         [
-            *((f"add7-{arm}-{moment}", list(MEASURES)) for arm in ("dense", "moe") for moment in ("first_best", "final")),
+            *(
+                (f"add7-{arm}-{moment}", list(MEASURES))
+                for arm in ("dense", "moe")
+                for moment in ("first_best", "final")
+            ),
             ("modular_addition-moe-grokked", ["no_ffn_accuracy", "mean_ffn_accuracy"]),
             ("histogram-moe-first_best", ["no_ffn_accuracy"]),
         ],
@@ -332,7 +332,7 @@ class TestAccuracy:
 # --- The page as a reader has it
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, from_the_checkout: None) -> Path:
     place = tmp_path_factory.mktemp("bench")
     for model in published():
@@ -343,7 +343,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, from_the_checkout: None) ->
     return place
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served(folder: Path) -> Iterator[str]:
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
@@ -371,6 +371,7 @@ class Opened:
         self, place: str = "", base: str = "", script: str = "", name: str = "bench.html", **options: Any
     ) -> Page:
         page = self.browser.new_page(**{"viewport": {"width": 1000, "height": 900}, **options})
+        page.set_default_timeout(15_000)
         self.pages.append(page)
         home = base or self.base
         page.on(
@@ -410,6 +411,23 @@ def shown(page: Page) -> dict[str, float]:
     }
 
 
+HOSTILE = [
+    "task:add7;ffn:q",
+    "task:<script>",
+    "task:constructor",
+    "task:add7;model:__proto__",
+    "task:add7;model:histogram-moe-first_best",
+    "task:add7;__proto__:k",
+    "task:add7;heads:zzzzz",
+    "task:add7;router:one-5",
+    "task:add7;input:9999",
+    "task:add7;task:add7",
+    "task:histogram;input:AAAA",
+    "x" * 100_000,
+    "%00%ff",
+]
+
+
 class TestPage:
     @pytest.mark.parametrize("how", ["http", "file"])
     def test_it_opens_with_the_papers_question_answered(self, opened: Opened, served: str, how: str) -> None:
@@ -426,7 +444,7 @@ class TestPage:
         page.get_by_role("button", name="All as trained").click()
         settle(page)
         assert set(shown(page)) == {"MoE, untouched", "Dense, untouched"}
-        page.get_by_label("Head 2").select_option("z")
+        page.locator(".bench [name=heads-1]").select_option("z")
         settle(page)
         assert shown(page)["Dense, changed"] < shown(page)["Dense, untouched"]
         page.get_by_role("button", name="Without FFN").click()
@@ -443,11 +461,14 @@ class TestPage:
         whole = table.locator("tr", has_text="Dense, untouched").locator("td").all_inner_texts()
         assert whole == ["4", "0", "5", "0", "EOS"]
         assert table.locator("tr", has_text="Dense, changed").locator("td.lab-wrong").count() > 0
-        page.get_by_label("Input").fill("8 + 7")
+        page.locator(".bench [name=input]").fill("8 + 7")
         settle(page)
-        assert table.locator("tr", has_text="MoE, untouched").first.locator("td").all_inner_texts()[:2] == ["5", "1"]
+        assert table.locator("tr", has_text="MoE, untouched").first.locator("td").all_inner_texts()[:2] == [
+            "5",
+            "1",
+        ]
         assert page.locator(".lab-head svg").count() == 8
-        page.get_by_label("Input").fill("a thousand")
+        page.locator(".bench [name=input]").fill("a thousand")
         assert "from 0 to 999" in page.get_by_role("alert").inner_text()
 
     def test_whole_patches_of_both_components_carry_a_donors_answer(self, opened: Opened) -> None:
@@ -458,38 +479,27 @@ class TestPage:
             assert row.locator("td").first.inner_text().split()[0] == str((50 + 60) % 113)
 
     def test_a_link_holds_the_whole_setting(self, opened: Opened) -> None:
-        page = settle(opened("#bench=task:histogram;model:histogram-glu-first_best;heads:kzkm;input:ABCAABBC01"))
+        page = settle(
+            opened("#bench=task:histogram;model:histogram-glu-first_best;heads:kzkm;input:ABCAABBC01")
+        )
         href = page.get_by_role("link", name="Link to this setting").get_attribute("href")
         assert href
         again = settle(opened(href))
-        assert again.get_by_label("Head 4").input_value() == "m"
-        assert again.get_by_label("Input").input_value() == "ABCAABBC01"
+        assert again.locator(".bench [name=heads-3]").input_value() == "m"
+        assert again.locator(".bench [name=input]").input_value() == "ABCAABBC01"
         assert shown(again) == shown(page)
         assert again.get_by_role("link", name="Link to this setting").get_attribute("href") == href
 
-    @pytest.mark.parametrize(
-        "fragment",
-        [
-            "task:add7;ffn:q",
-            "task:<script>",
-            "task:constructor",
-            "task:add7;model:__proto__",
-            "task:add7;model:histogram-moe-first_best",
-            "task:add7;__proto__:k",
-            "task:add7;heads:zzzzz",
-            "task:add7;router:one-5",
-            "task:add7;input:9999",
-            "task:add7;task:add7",
-            "task:histogram;input:AAAA",
-            "x" * 100_000,
-            "%00%ff",
-        ],
-    )
-    def test_a_hostile_link_changes_nothing(self, opened: Opened, fragment: str) -> None:
-        page = opened(f"#bench={fragment}")
-        page.wait_for_function("() => document.querySelector('.bench-result')")
-        assert "does not have" in page.locator(".lab-state").inner_text()
-        assert page.get_by_label("FFN", exact=True).input_value() == "z"
+    def test_a_hostile_link_changes_nothing(self, opened: Opened) -> None:
+        page = opened(f"#bench={HOSTILE[0]}")
+        for fragment in HOSTILE:
+            page.evaluate("(text) => (location.hash = text)", f"bench={fragment}")
+            page.wait_for_function(
+                "() => /does not have/.test(document.querySelector('.lab-state').textContent)"
+            )
+            assert page.locator(".bench [name=ffn]").input_value() == "z", fragment[:50]
+            page.get_by_role("button", name="Without FFN").click()
+            page.wait_for_function(f"() => {SETTLED}")
 
     def test_no_task_holds_the_page_up(self, opened: Opened) -> None:
         longest = []
@@ -501,9 +511,9 @@ class TestPage:
                 )
             )
             page.evaluate("() => (window.long = [])")
-            page.get_by_label("Task").select_option("modular_addition")
+            page.locator(".bench [name=task]").select_option("modular_addition")
             page.wait_for_timeout(300)
-            page.get_by_label("FFN", exact=True).select_option("m")
+            page.locator(".bench [name=ffn]").select_option("m")
             settle(page)
             longest.append(max(page.evaluate("() => window.long"), default=0))
             page.close()
@@ -517,7 +527,7 @@ class TestPage:
             """() => { window.said = []; const state = document.querySelector(".lab-state");
                 new MutationObserver(() => window.said.push(state.textContent)).observe(state, {childList: true}) }"""
         )
-        page.get_by_label("Task").select_option("modular_addition")
+        page.locator(".bench [name=task]").select_option("modular_addition")
         settle(page)
         said = page.evaluate("() => window.said")
         assert sum("so far" in sentence for sentence in said) >= 3
@@ -550,9 +560,9 @@ class TestPage:
     def test_the_keyboard_alone(self, opened: Opened) -> None:
         page = settle(opened())
         before = shown(page)
-        page.get_by_label("FFN", exact=True).focus()
+        page.locator(".bench [name=ffn]").focus()
         page.keyboard.press("ArrowDown")
-        assert page.get_by_label("FFN", exact=True).input_value() == "m"
+        assert page.locator(".bench [name=ffn]").input_value() == "m"
         assert shown(settle(page)) != before
         assert "Dense, changed" in page.locator(".bench [role=status]").inner_text()
 
@@ -576,7 +586,9 @@ class TestBook:
         assert {path.stem for path in tmp_path.glob("*.js")} == {f"bench-{name}" for name in names}
         assert max(path.stat().st_size for path in tmp_path.glob("*.js")) * 3 / 4 < 1e6
 
-    def test_where_nothing_is_stored_it_says_so(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_where_nothing_is_stored_it_says_so(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("SPARSITY_MOVES_RESULTS", str(tmp_path))
         monkeypatch.setenv(DATA_DIR, str(tmp_path))
         assert "No trained models" in bench("laptop").source
@@ -595,5 +607,3 @@ class TestBook:
             href = page.get_by_role("link", name="Link to this setting").get_attribute("href") or ""
             assert set(setting.split(";")) <= set(href.removeprefix("#bench=").split(";"))
             page.close()
-
-

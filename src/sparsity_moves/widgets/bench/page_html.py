@@ -33,7 +33,9 @@ def worker() -> str:
 
 def module(config: dict[str, Any]) -> str:
     """The module's text; `mount(element, {data})` puts the bench into an element."""
-    css = (lab.PAGE / "lab.css").read_text(encoding="utf-8") + (PAGE / "bench.css").read_text(encoding="utf-8")
+    css = (lab.PAGE / "lab.css").read_text(encoding="utf-8") + (PAGE / "bench.css").read_text(
+        encoding="utf-8"
+    )
     text = (
         f"const CONFIG = {to_json(config)};\nconst CSS = {json.dumps(css)};\n"
         f"const WORKER = {json.dumps(worker())};\n"

@@ -18,7 +18,9 @@ def about(profile: Profile) -> list[str]:
     seeds = sorted({str(spec.seed) for spec in runs.values()})
     whose = "published" if offered[0].spec.profile == "paper" else "your own"
     each = [
-        f"{TASK_NAMES[task]}: {len(next(m for m in offered if m.spec.task == task).inputs):,}".replace(",", "\u202f")
+        f"{TASK_NAMES[task]}: {len(next(m for m in offered if m.spec.task == task).inputs):,}".replace(
+            ",", "\u202f"
+        )
         for task in tasks
     ]
     return [
