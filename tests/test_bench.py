@@ -18,7 +18,6 @@ import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
-from test_lab_trainer import Mulberry32
 from torch import Tensor
 
 from sparsity_moves.figures.book_renderer import DATA_DIR
@@ -28,6 +27,7 @@ from sparsity_moves.studies import arm
 from sparsity_moves.tasks import Sequences, stacked
 from sparsity_moves.widgets.bench.models import Model, models, page_config
 from sparsity_moves.widgets.bench.page_html import bench, element, module, worker
+from test_lab_trainer import Mulberry32
 
 PAPER = Path(__file__).parents[1] / "results" / "paper"
 EXACT = 1e-5
@@ -102,7 +102,8 @@ class Reference:
         layer, ffn = trace.layers[0], self.model.spec.architecture.ffn
         found = {"heads": layer.heads, "attention": layer.attention, "ffn": layer.ffn}
         for e in range(ffn.experts if ffn.experts > 1 else 0):
-            assert layer.routing is not None and layer.hidden is not None
+            assert layer.routing is not None
+            assert layer.hidden is not None
             block = slice(e * ffn.expert_width, (e + 1) * ffn.expert_width)
             share = layer.hidden[..., block] @ self.p["0.ffn.w_out"][0, block]
             if ffn.output_bias:
@@ -181,6 +182,7 @@ def script(text: str) -> str:
     return text.split("let subject = null")[0]
 
 
+EXPOSE = "(text) => { (0, eval)(text + ';Object.assign(globalThis, {Subject, decoded, WASM})'); }"
 LOOK = """({facts, task, content, inputs, donor, looks, changes}) => {
     const wasm = new WebAssembly.Instance(new WebAssembly.Module(decoded(WASM)), {}).exports;
     const subject = new Subject(wasm, facts, task, decoded(content));
@@ -223,10 +225,7 @@ def furthest(page: Page, model: Model, changes: list[dict[str, str]], code: str 
     picks = torch.randint(len(model.inputs), (3,), generator=torch.Generator().manual_seed(3))
     tokens, targets = model.inputs.tokens[picks], model.inputs.targets[picks]
     spoken = [{"tokens": t, "targets": a} for t, a in zip(tokens.tolist(), targets.tolist(), strict=True)]
-    page.evaluate(
-        f"(text) => {{ (0, eval)(text + ';Object.assign(globalThis, {{Subject, decoded, WASM}})'); }}",
-        script(code or worker()),
-    )
+    page.evaluate(EXPOSE, script(code or worker()))
     found = page.evaluate(
         LOOK,
         given(model) | {"inputs": INPUTS, "donor": spoken[0], "looks": spoken[1:], "changes": changes},
@@ -290,10 +289,7 @@ MEASURES = {
 
 
 def counted(page: Page, model: Model, measures: list[str]) -> dict[str, float]:
-    page.evaluate(
-        "(text) => { (0, eval)(text + ';Object.assign(globalThis, {Subject, decoded, WASM})'); }",
-        script(worker()),
-    )
+    page.evaluate(EXPOSE, script(worker()))
     wanted = [MEASURES[name] for name in measures]
     found = page.evaluate(COUNT, given(model) | {"donor": None, "changes": wanted})
     return dict(zip(["accuracy", *measures], found, strict=True))
@@ -333,7 +329,7 @@ class TestAccuracy:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, from_the_checkout: None) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("bench")
     for model in published():
         (place / f"bench-{model.name}.js").write_text(model.script)

@@ -8,8 +8,10 @@
 
 The label is `fig-NAME`; the rows behind the picture are expected at `_static/data/NAME.csv`.
 
-The directive `bench` puts the bench, with the models that its JSON lists, into a page; their scripts are expected at
-`_static/data/bench-NAME.js`. {take}`no FFN <task:add7;ffn:z>` is a link that sets it up. The directive `lab` puts the live lab into a page, and {try}`eight experts <experts:8>` is a link that sets it up.
+The directive `bench` puts the bench into a page, with the models that its JSON lists; their scripts are expected at
+`_static/data/bench-NAME.js`. {take}`no FFN <task:add7;ffn:z>` is a link that sets it up.
+
+The directive `lab` puts the live lab into a page, and {try}`eight experts <experts:8>` is a link that sets it up.
 """
 
 import json

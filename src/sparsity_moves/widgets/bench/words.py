@@ -24,7 +24,7 @@ def about(profile: Profile) -> list[str]:
         for task in tasks
     ]
     return [
-        f"On the bench are {len(runs)} {whose} models ({offered[0].spec.profile} profile, seed {listed(seeds)}), one a task "
-        f"and arm, at {len(offered)} moments. Inputs that each is measured on: {listed(each)}. One model is one seed: what "
-        "holds over many is in the chapters."
+        f"On the bench are {len(runs)} {whose} models ({offered[0].spec.profile} profile, seed {listed(seeds)}), "
+        f"one a task and arm, at {len(offered)} moments. Inputs that each is measured on: {listed(each)}. One model is one "
+        "seed: what holds over many is in the chapters."
     ]
