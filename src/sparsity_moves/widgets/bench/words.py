@@ -25,6 +25,6 @@ def about(profile: Profile) -> list[str]:
     ]
     return [
         f"On the bench are {len(runs)} {whose} models ({offered[0].spec.profile} profile, seed {listed(seeds)}), "
-        f"one a task and arm, at {len(offered)} moments. Inputs that each is measured on: {listed(each)}. One model is one "
-        "seed: what holds over many is in the chapters."
+        f"one a task and arm, at {len(offered)} moments. Inputs that each is measured on: {listed(each)}. "
+        "One model is one seed: what holds over many is in the chapters."
     ]
