@@ -185,7 +185,9 @@ def dead_links(html: Path) -> list[str]:
                 continue
             file = (path.parent / unquote(parts.path)).resolve() if parts.path else path
             known = pages.get(file)
-            setting = parts.fragment.startswith("lab=")  # no place on the page: what the lab is set to
+            setting = parts.fragment.startswith(
+                ("lab=", "bench=")
+            )  # no place on the page: what the lab is set to
             lost = parts.fragment and not setting and known and unquote(parts.fragment) not in known.anchors
             if not file.is_file() or lost:
                 dead.append(f"{path.name} → {target}")

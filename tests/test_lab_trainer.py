@@ -238,9 +238,9 @@ def test_settings_that_do_not_fit_together_are_refused() -> None:
         Host(spec_of("dense", norm="rms"))
     host = Host(spec_of("moe"))
     assert (
-        host.call("setup", 0, 0, 0, 64, 4, 250, 4, 1, 1, 0, 0, 0, 64, 0, 0) == 0
+        host.call("setup", 0, 0, 0, 64, 4, 250, 4, 1, 1, 0, 0, 0, 0, 0, 64) == 0
     )  # 4 experts do not divide 250
-    assert host.call("setup", 0, 0, 0, 64, 4, 256, 4, 5, 1, 0, 0, 0, 64, 0, 0) == 0  # 5 of 4
+    assert host.call("setup", 0, 0, 0, 64, 4, 256, 4, 5, 1, 0, 0, 0, 0, 0, 64) == 0  # 5 of 4
 
 
 def test_the_shipped_trainer_is_the_committed_source_compiled(tmp_path) -> None:
@@ -257,7 +257,7 @@ NODE = """
 const {readFileSync} = require("fs");
 const module_ = new WebAssembly.Module(readFileSync(process.argv[1]));
 const w = new WebAssembly.Instance(module_, {}).exports;
-const count = w.setup(0, 0, 0, 64, 4, 256, 4, 2, 1, 1, 0, 2, 128);
+const count = w.setup(0, 0, 0, 64, 4, 256, 4, 2, 1, 1, 0, 2, 0, 0, 128);
 w.initialise(7);
 for (let i = 0; i < 40; i++) { w.draw_batch(128); w.differentiate(128, 0.01); w.update(2e-3, 0.01, 0.9, 0.99, 1); }
 const bytes = new Uint8Array(w.memory.buffer, w.parameter_values(), 4 * count);

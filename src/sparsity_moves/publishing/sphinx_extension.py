@@ -8,8 +8,9 @@
 
 The label is `fig-NAME`; the rows behind the picture are expected at `_static/data/NAME.csv`.
 
-The directives `lab` and `explorer` put the live lab and the view of all runs into a page;
-{try}`eight experts <experts:8>` is a link that sets it up.
+The directive `lab` puts the live lab into a page, and {try}`eight experts <experts:8>` is a link that sets it up. `bench`
+puts the bench there, with the models that its JSON lists, whose scripts are expected at `_static/data/bench-NAME.js`;
+{take}`no FFN <task:add7;ffn:z>` sets that up. `explorer` is the view of all runs.
 """
 
 import json
@@ -21,6 +22,7 @@ from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 from sparsity_moves.errors import UserError
 from sparsity_moves.figures.book_renderer import placeholder
+from sparsity_moves.widgets.bench import page_html as bench
 from sparsity_moves.widgets.explorer.widget import element as explorer
 from sparsity_moves.widgets.lab.page_html import element, fragment
 
@@ -67,6 +69,16 @@ class LiveLab(SphinxDirective):
         return [nodes.raw("", element(setting), format="html")]
 
 
+class Bench(SphinxDirective):
+    """The bench on which models are taken apart, at most one a page; its content says which, as JSON."""
+
+    has_content: ClassVar[bool] = True
+
+    def run(self) -> list[nodes.Node]:
+        data = "../" * self.env.docname.count("/") + "_static/data/"
+        return [nodes.raw("", bench.element(json.loads(self.content[0]), data), format="html")]
+
+
 class AllRuns(SphinxDirective):
     """The explorer, at most one a page; its content is its index, and its data lie beside those of the figures."""
 
@@ -92,6 +104,15 @@ class Door(SphinxRole):
         return [nodes.reference(self.rawtext, title, refuri=address)], []
 
 
+class Taken(SphinxRole):
+    """{take}`no FFN <task:add7;ffn:z>`: a link to the bench, set up so; what is not named is as it was trained."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        title, _, setting = self.text.partition(" <")
+        address = "../" * self.env.docname.count("/") + f"bench.html#bench={setting.removesuffix('>')}"
+        return [nodes.reference(self.rawtext, title, refuri=address)], []
+
+
 def _name_references(
     _app: Sphinx, _page: str, _template: str, context: dict[str, Any], _tree: object
 ) -> None:
@@ -103,8 +124,10 @@ def _name_references(
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the directive and the mending of references."""
     app.add_directive("chart", Chart)
+    app.add_directive("bench", Bench)
     app.add_directive("lab", LiveLab)
     app.add_directive("explorer", AllRuns)
+    app.add_role("take", Taken())
     app.add_role("try", Door())
     app.connect("html-page-context", _name_references)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

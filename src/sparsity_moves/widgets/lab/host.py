@@ -14,26 +14,10 @@ from sparsity_moves.errors import UserError
 from sparsity_moves.model import Parameters
 from sparsity_moves.training import Spec
 from sparsity_moves.widgets.lab.build import WASM
-
-TASKS = ("add7", "modular_addition", "histogram")
-ACTIVATIONS = ("relu", "gelu", "silu", "none")
-ROUTERS = ("none", "learned", "frozen", "hash", "tree")
-GATES = ("renormalised", "switch")
-TENSORS = (
-    "embed",
-    "position",
-    "unembed",
-    "0.attention.qkv",
-    "0.attention.out",
-    "0.attention.out_bias",
-    "0.ffn.router",
-    "0.ffn.w_in",
-    "0.ffn.w_up",
-    "0.ffn.b_in",
-    "0.ffn.w_out",
-    "0.ffn.b_out",
-)
-"""In the order of the enumeration in `trainer.h`."""
+from sparsity_moves.widgets.lab.interface import ACTIVATIONS as ACTIVATIONS
+from sparsity_moves.widgets.lab.interface import GATES as GATES
+from sparsity_moves.widgets.lab.interface import ROUTERS as ROUTERS
+from sparsity_moves.widgets.lab.interface import TENSORS, setup_of
 
 NO_ATTENTION, NO_FFN = 1, 2
 
@@ -54,36 +38,7 @@ class Host:
         self.calls: Any = wasmtime.Instance(self.store, module, []).exports(self.store)
         self.spec, self.task, self.capacity = spec, spec.task_object, capacity
         self._twin: Host | None = None
-        if spec.depth != 1 or spec.norm != "none" or spec.dropout or spec.router not in ROUTERS:
-            raise UserError(
-                "the lab trains one layer without norm or dropout, routed by score, symbol or tree"
-            )
-        if spec.always_on or spec.nonlinearity == "tree":
-            raise UserError(
-                "the lab's trees have no units that are always on, and φ at every node or after the sum"
-            )
-        sizes = {
-            "add7": (0, 0),
-            "modular_addition": (spec.modulus or 0, round(100 * (spec.train_fraction or 0))),
-            "histogram": (spec.alphabet or 0, spec.symbols or 0),
-        }[spec.task]
-        self.parameters = self.call(
-            "setup",
-            TASKS.index(spec.task),
-            *sizes,
-            spec.d_model,
-            spec.heads,
-            spec.width,
-            spec.experts,
-            spec.top_k,
-            ROUTERS.index(spec.router),
-            GATES.index(spec.gate),
-            int(spec.gated),
-            ACTIVATIONS.index(spec.activation),
-            capacity,
-            spec.tree_depth,
-            int(spec.nonlinearity == "sum"),
-        )
+        self.parameters = self.call("setup", *setup_of(spec), capacity)
         if not self.parameters:
             raise UserError("the trainer refused these settings")
 

@@ -19,10 +19,10 @@ _EXPORT = re.compile(r"^export (?!default)", re.M)
 _COMMENT = re.compile(r"^\s*//.*\n", re.M)
 
 
-def joined(*names: str) -> str:
+def joined(*names: str, folder: Path = PAGE) -> str:
     """The named scripts as one, without their comments and exports."""
     return "\n".join(
-        _EXPORT.sub("", _COMMENT.sub("", (PAGE / name).read_text(encoding="utf-8"))) for name in names
+        _EXPORT.sub("", _COMMENT.sub("", (folder / name).read_text(encoding="utf-8"))) for name in names
     )
 
 

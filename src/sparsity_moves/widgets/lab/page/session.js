@@ -3,7 +3,7 @@ export class Half {
   constructor(wasm, run, which) {
     Object.assign(this, { wasm, run, which });
     const r = run;
-    this.size = wasm.setup(r.taskNumber, ...r.sizes, r.dModel, r.heads, r.width, r.experts, r.topK, r.router, r.gate, r.gated, r.activation, 256, r.treeDepth, r.afterSum);
+    this.size = wasm.setup(r.taskNumber, ...r.sizes, r.dModel, r.heads, r.width, r.experts, r.topK, r.router, r.gate, r.gated, r.activation, r.treeDepth, r.afterSum, 256);
     if (!this.size) throw new Error("The trainer refused these settings.");
     wasm.initialise(r.seed);
   }

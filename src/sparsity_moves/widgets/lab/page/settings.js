@@ -66,6 +66,9 @@ export function runOf(setting) {
 // The words for one value of a control.
 export const wordOf = (control, value) => control.words?.[control.values.indexOf(value)] ?? String(value);
 
+// A histogram's symbols as the reader types them.
+const SYMBOLS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ012345";
+
 // One input as the reader types it: {tokens, words} or {problem}, one sentence.
 export function readInput(taskName, text) {
   const task = CONFIG.tasks[taskName];
@@ -81,10 +84,10 @@ export function readInput(taskName, text) {
     if (a === undefined || a >= p || b >= p) return { problem: `Type two numbers from 0 to ${p - 1}, as in 44 + 29.` };
     return { tokens: [Number(a), Number(b), p], targets: [(Number(a) + Number(b)) % p], words: [a, b, "="] };
   }
-  const letters = text.toUpperCase().replace(/[\s,]/g, ""), last = String.fromCharCode(64 + task.vocabulary);
-  const tokens = [...letters].map((letter) => letter.charCodeAt(0) - 65);
+  const letters = text.toUpperCase().replace(/[\s,]/g, ""), last = SYMBOLS[task.vocabulary - 1];
+  const tokens = [...letters].map((letter) => SYMBOLS.indexOf(letter)), names = task.vocabulary > 26 ? `letters, or digits up to ${last},` : `letters from A to ${last},`;
   if (tokens.length !== task.length || tokens.some((t) => !(t >= 0 && t < task.vocabulary)))
-    return { problem: `Type ${task.length} letters from A to ${last}, as in ABACADBB.` };
+    return { problem: `Type ${task.length} ${names} as in ${"ABACADBBEF".slice(0, task.length)}.` };
   return { tokens, targets: tokens.map((t) => tokens.filter((u) => u === t).length - 1), words: [...letters] };
 }
 

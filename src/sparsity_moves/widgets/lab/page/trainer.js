@@ -3,8 +3,7 @@
 // The smallest module with a SIMD instruction: (func (result v128) i32.const 0 i8x16.splat).
 const SIMD = new Uint8Array([0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 8, 1, 6, 0, 65, 0, 253, 15, 11]);
 
-export function obstacle() {
-  const why = " The recorded run is below; training needs a current browser.";
+export function obstacle(why = " The recorded run is below; training needs a current browser.") {
   if (typeof WebAssembly !== "object" || typeof Worker !== "function") return `This browser does not run WebAssembly in a worker.${why}`;
   if (!WebAssembly.validate(SIMD)) return `This browser's WebAssembly has no SIMD instructions.${why}`;
   return null;

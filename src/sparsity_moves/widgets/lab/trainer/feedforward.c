@@ -12,13 +12,16 @@
 
 float *hidden, *probability;
 int *chosen, *load, *whole_load, *hash, closed_experts;
-static float *x_open, *y_open;          /* (N k, D): each open expert's input and output */
+float *y_open;                          /* (N k, D): each open expert's output */
+float *gate;                            /* (N, k) */
+int *order, *start;                     /* assignments sorted by expert; where each expert's rows begin */
+static float *x_open;                   /* (N k, D): each open expert's input */
 static float *active, *slope, *up;      /* (N k, W / E): φ, φ', x W_up */
 static float *d_hidden;                 /* (N k, W / E) */
 static float *sum, *sum_slope;          /* (N, D), where trees have their φ after the sum */
-static float *gate, *d_gate;            /* (N, k) */
+static float *d_gate;                   /* (N, k) */
 static float *d_probability;            /* (N, E) */
-static int *order, *start, *unit;       /* assignments sorted by expert; where each expert's rows and units begin */
+static int *unit;                       /* where each expert's units begin */
 
 void feedforward_setup(int capacity) {
     int n = capacity * model.read_outs, open = n * model.top_k;
@@ -95,11 +98,12 @@ static void route(int n, float *x) {
             load[best]++;
             whole += gate[i * k + s] = model.router == HASH ? 1 : p[best];
         }
-        for (int s = 0; s < k; s++) {
-            if (model.gate == RENORMALISED) gate[i * k + s] = k == 1 ? 1 : gate[i * k + s] / whole;
-            if (closed_experts >> chosen[i * k + s] & 1) gate[i * k + s] = 0;
-        }
+        for (int s = 0; model.gate == RENORMALISED && s < k; s++)
+            gate[i * k + s] = k == 1 ? 1 : gate[i * k + s] / whole;
     }
+    if (rerouted) reroute(n);
+    for (int a = 0; a < n * k; a++)
+        if (closed_experts >> chosen[a] & 1) gate[a] = 0;
     int next[32], row = 0, at = 0, block = model.width / experts;
     for (int e = 0; e < experts; e++) {
         next[e] = start[e] = row;

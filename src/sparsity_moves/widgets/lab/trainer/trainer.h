@@ -43,6 +43,8 @@ extern float *hidden;                  /* (N k, W / E), rows sorted by expert */
 extern float *probability;             /* (N, E) */
 extern int *chosen, *load;             /* (N, k); tokens of each expert (E), or of each tree's nodes (W) */
 extern int *whole_load;                /* (E), over all that a balance loss is the mean of */
+extern float *gate, *y_open;           /* (N, k), and (N k, D) each open expert's output, rows sorted by expert */
+extern int *order, *start;             /* the assignment of each sorted row, and each expert's first row */
 extern int *hash;                      /* (V): each symbol's expert, where routing is by hash */
 extern int closed_heads, closed_experts; /* bit i closes head or expert i, for a reader's experiment */
 
@@ -91,8 +93,13 @@ void collect_units(int n, const int *answer, float *into);
 int tree_nodes(int depth);
 void keep_paths(int n, const float *before, float *value, float *slope);
 
+/* bench.c: another choice of experts, where a reader asks for one. */
+extern int rerouted;
+void reroute(int n);
+
 /* transformer.c */
 void transformer_setup(int capacity);
+Matrix unembedding(void);
 void forward(int sequences, int without);
 float backward(int sequences, int whole, float balance_weight);
 

@@ -23,7 +23,7 @@ static void tensor(int name, int floats) {
 /* A new model in place of the last. Sizes as in `task_setup`; `most` is the largest batch; `depth` and `after_sum` are
    for trees alone. Gives the number of floats in `parameters()`, or 0 where the settings do not fit together. */
 PUBLIC int setup(int task, int first_size, int second_size, int d, int heads, int width, int experts, int top_k,
-                 int router, int gate, int gated, int activation, int most, int depth, int after_sum) {
+                 int router, int gate, int gated, int activation, int depth, int after_sum, int most) {
     if (experts < 1 || experts > 32 || width % experts || top_k < 1 || top_k > experts || d % heads) return 0;
     if (task == HISTOGRAM && (first_size > MOST_SYMBOLS || second_size > first_size)) return 0;
     if ((experts > 1) != (router != NO_ROUTER && router != TREE) || (router == HASH && top_k > 1)) return 0;
@@ -34,7 +34,7 @@ PUBLIC int setup(int task, int first_size, int second_size, int d, int heads, in
                     .gate = gate, .gated = gated, .activation = activation, .depth = depth,
                     .after_sum = after_sum, .blocks = router == TREE ? width : experts};
     task_setup(task, first_size, second_size);
-    parameters = updates = closed_heads = closed_experts = 0;
+    parameters = updates = closed_heads = closed_experts = rerouted = 0;
     tensor(EMBED, model.vocabulary * d);
     tensor(POSITION, model.length * d);
     tensor(UNEMBED, model.tied ? 0 : d * model.classes);

@@ -20,7 +20,7 @@ void transformer_setup(int capacity) {
     feedforward_setup(capacity);
 }
 
-static Matrix unembedding(void) {
+Matrix unembedding(void) {
     return model.tied ? transposed(P(EMBED), model.d) : rows(P(UNEMBED), model.classes);
 }
 
