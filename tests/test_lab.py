@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, TimeoutError
 
 from sparsity_moves.errors import UserError
 from sparsity_moves.figures.book_renderer import DATA_DIR
@@ -162,9 +162,17 @@ WORKERS = {
 class TestItLearns:
     @pytest.mark.parametrize("experts", [1, 2, 4, 8, 16])
     def test_add7_in_seconds(self, opened: Opened, experts: int) -> None:
-        page = opened()
-        set_slider(page, "experts", experts)
-        page.wait_for_function(LEARNED, timeout=1000 * SECONDS)
+        """In one of three tries: what else the machine does can only make a time longer."""
+        for tries_left in (2, 1, 0):
+            page = opened()
+            set_slider(page, "experts", experts)
+            try:
+                page.wait_for_function(LEARNED, timeout=1000 * SECONDS)
+                return
+            except TimeoutError:
+                page.close()
+                if not tries_left:
+                    raise
 
     @pytest.mark.parametrize("workers", WORKERS)
     def test_the_same_bits_as_the_recorded_run(self, opened: Opened, workers: str) -> None:
