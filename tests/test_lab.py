@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, TimeoutError
 
 from sparsity_moves.errors import UserError
 from sparsity_moves.figures.book_renderer import DATA_DIR
@@ -135,34 +135,46 @@ def best_of_three(measured: Callable[[], float]) -> float:
     return min(measured() for _ in range(3))
 
 
+HUNDREDS = "step [1-9][0-9]{2,} of"
+
+
 # A page in a browser with so many cores, which counts its workers and may spoil the second.
 WORKERS = {
     name: "Object.defineProperty(navigator, 'hardwareConcurrency', {get: () => "
     + ("1" if name == "one" else "2")
-    + "}); window.made = 0; const Real = Worker; window.Worker = class { constructor(url) { "
+    + "}); window.made = 0; const Real = Worker; const Text = Blob; "
+    "window.Blob = class extends Text { constructor(parts) { super(parts); window.source ??= parts[0]; } }; "
+    "window.Worker = class { constructor(url) { "
     + f"if (++window.made === 2) {{ {spoilt} }} return new Real(url); }} }};"
     for name, spoilt in {
         "two": "",
         "one": "",
         "of two one breaks": "return new Real(URL.createObjectURL(new Blob(['wrong()'])));",
         "of two one is silent": "return new Real(URL.createObjectURL(new Blob([''])));",
+        "of two one is slow": "return new Real(URL.createObjectURL(new Blob([`const { prototype } = MessagePort, "
+        "post = prototype.postMessage; prototype.postMessage = function (...said) { const until = performance.now() "
+        "+ 200; while (performance.now() < until); post.apply(this, said) };`, window.source])));",
         "no second": "throw new Error('no second');",
     }.items()
 }
-
-HUNDREDS = "step [1-9][0-9]{2,} of"
 
 
 class TestItLearns:
     @pytest.mark.parametrize("experts", [1, 2, 4, 8, 16])
     def test_add7_in_seconds(self, opened: Opened, experts: int) -> None:
-        page = opened()
-        set_slider(page, "experts", experts)
-        page.wait_for_function(LEARNED, timeout=1000 * SECONDS)
+        """In one of three tries: what else the machine does can only make a time longer."""
+        for tries_left in (2, 1, 0):
+            page = opened()
+            set_slider(page, "experts", experts)
+            try:
+                page.wait_for_function(LEARNED, timeout=1000 * SECONDS)
+                return
+            except TimeoutError:
+                page.close()
+                if not tries_left:
+                    raise
 
-    @pytest.mark.parametrize(
-        "workers", ["two", "one", "of two one breaks", "of two one is silent", "no second"]
-    )
+    @pytest.mark.parametrize("workers", WORKERS)
     def test_the_same_bits_as_the_recorded_run(self, opened: Opened, workers: str) -> None:
         """Whether a worker or a pair of them trained, and whatever becomes of the second."""
         page = opened("live.html", script=WORKERS[workers])
@@ -172,7 +184,8 @@ class TestItLearns:
         rows = page.wait_for_function("() => window.saved?.rows").json_value()
         assert len(rows) > 3
         assert rows == recorded()["rows"][: len(rows)]
-        assert page.evaluate("() => window.made") == {"two": 2, "one": 1, "no second": 2}.get(workers, 3)
+        made = {"one": 1, "of two one breaks": 3, "of two one is silent": 3}.get(workers, 2)
+        assert page.evaluate("() => window.made") == made
 
     def test_the_recorded_run_is_what_the_trainer_gives(self) -> None:
         host = Host(spec_of(recorded()["setting"]))

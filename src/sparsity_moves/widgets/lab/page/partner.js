@@ -52,7 +52,7 @@ export class Link {
   }
 }
 
-// Another trainer in this worker. It takes over the parameters before every step, so it need not update them.
+// Another trainer in this worker. It takes over batch and parameters at every step, so it can join at any of them.
 export class Twin {
   constructor(wasm) {
     this.wasm = wasm;
@@ -64,7 +64,9 @@ export class Twin {
   }
 
   forward() {
-    this.mine.values("parameter_values").set(this.session.half.values("parameter_values"));
+    const { half } = this.session, given = half.batch(); // the first half has left the second where it was
+    this.mine.values("parameter_values").set(half.values("parameter_values"));
+    this.mine.batch().forEach((all, i) => all.set(given[i]));
     this.mine.forward();
   }
 

@@ -1,3 +1,5 @@
+const TRIAL = 16; // steps after which a pair may be given up
+
 // One half of a run: a trainer set up for it, and the half of every batch that it differentiates.
 export class Half {
   constructor(wasm, run, which) {
@@ -21,8 +23,17 @@ export class Half {
     this.loads().forEach((load, expert, all) => (all[expert] = load + theirs[expert]));
   }
 
-  forward() {
+  // All tokens and targets of a batch, as they lie one after the other.
+  batch() {
+    const { length, readOut, batch } = this.run, integers = (name, each) => new Int32Array(this.wasm.memory.buffer, this.wasm[name](), each * batch);
+    return [integers("token_values", length), integers("target_values", readOut.length)];
+  }
+
+  draw() {
     this.wasm.draw_batch(this.run.batch);
+  }
+
+  forward() {
     this.wasm.half_forward(this.which, this.run.batch);
   }
 
@@ -38,9 +49,26 @@ export class Session {
     this.run = runOf(setting);
     this.step = 0;
     this.loss = null;
+    this.waited = this.worked = 0;
     this.half = new Half(wasm, this.run, which);
+    this.join(partner);
+  }
+
+  join(partner) {
     this.partner = partner;
     partner.start(this);
+  }
+
+  // Whether a worker as partner is worth it: alone a step is two halves' work, in a pair one half's and the wait.
+  get pays() {
+    return this.step < TRIAL || this.waited < this.worked;
+  }
+
+  // What the partner says, and how long it let us wait.
+  async heard(saying) {
+    const asked = performance.now(), said = await saying;
+    this.waited += performance.now() - asked;
+    return said;
   }
 
   floats(pointer, count) {
@@ -64,12 +92,15 @@ export class Session {
   // batch before the way back.
   async advance() {
     const r = this.run, rate = r.rate * Math.min(1, (r.steps - this.step) / r.fall), { half, partner } = this;
+    const began = performance.now() - this.waited;
+    half.draw();
     half.forward();
-    if (r.balance) half.addLoads(await partner.loads(half.loads()));
+    if (r.balance) half.addLoads(await this.heard(partner.loads(half.loads())));
     half.backward();
-    half.values("other_gradients", 4).set(await partner.gradients(half.values("gradients", 4)));
+    half.values("other_gradients", 4).set(await this.heard(partner.gradients(half.values("gradients", 4))));
     this.loss = this.wasm.join();
     this.wasm.update(rate, r.weightDecay, r.beta1, r.beta2, r.clip);
+    this.worked += performance.now() - this.waited - began;
     this.step++;
   }
 

@@ -1,7 +1,7 @@
 // Trains beside the page. Between two steps it reads what the page says, so that every wish is heard within a few steps.
 
 const SLICE = 20; // milliseconds
-let wasm, session, partner = null, playing = false, speed = 0, wish = null, run = 0;
+let wasm, session, twin, partner = null, playing = false, speed = 0, wish = null, run = 0;
 
 const inbox = [], breath = new MessageChannel();
 let heard = () => {};
@@ -34,6 +34,7 @@ async function work() {
   const until = performance.now() + SLICE;
   do await session.advance();
   while (!session.due && !speed && !inbox.length && performance.now() < until);
+  if (session.partner === partner && !session.pays) session.join(new Twin((twin ??= instance())));
   if (session.due) await report();
   if (!session.done) return say("step", session.step);
   playing = false;
@@ -44,8 +45,8 @@ async function obey(data) {
   if (data.kind === "pair") pair(data.port, data.which);
   if (data.kind === "start") {
     ({ run, speed, wish } = data);
-    const one = (session?.wasm ?? instance());
-    const other = partner ? partner.begin(run, data.setting) : new Twin(session?.partner.wasm ?? instance());
+    const one = session?.wasm ?? instance();
+    const other = partner ? partner.begin(run, data.setting) : new Twin((twin ??= instance()));
     session = new Session(one, data.setting, other, 0);
     await report();
   }
