@@ -13,8 +13,8 @@ const SILENCE = 5000; // milliseconds without a first word after which a pair of
 
 // One worker; where there are two cores, a second that differentiates the other half of every batch. Alone and in a
 // pair a run has the same bits. Workers cannot share memory in a page that anyone may host, so gradients go to and fro:
-// 0.07 to 0.09 ms an exchange, where the other half of a step is 1 to 2 ms (two idle cores; add-7 and the histogram at
-// most, modular addition least). So every task has a pair, and a run gives it up where another program has the core.
+// 0.07 to 0.09 ms an exchange (Chromium, idle), at most two a step, where the other half of a step takes 1.1 to 3.1 ms:
+// least in modular addition. So every task has a pair, and a run gives it up where another program has the core.
 export class Trainer {
   // `heard(kind, value)` of the present run; `failed(sentence)`; `lost()` when a pair is replaced by one alone.
   constructor(heard, failed, lost) {
