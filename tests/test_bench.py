@@ -517,6 +517,13 @@ class TestPage:
                 break
         assert min(longest) < TASK
 
+    def test_another_tasks_numbers_are_never_taken_for_this_ones(self, opened: Opened) -> None:
+        page = settle(opened())
+        for task, classes in (("modular_addition", 1), ("histogram", 10), ("add7", 5)):
+            page.locator(".bench [name=task]").select_option(task)
+            settle(page)
+            assert page.locator(".lab-predictions thead th").count() == 1 + classes
+
     def test_a_sample_is_shown_before_all_is_measured(self, opened: Opened) -> None:
         page = settle(opened())
         page.evaluate(

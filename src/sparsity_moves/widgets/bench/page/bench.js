@@ -102,9 +102,16 @@ export function mount(el, given) {
     choose({ ...choice, input: input.value, donor: donor.value });
   }
 
+  // What is known of a model that is chosen; nothing while another's numbers are still there.
+  function current(model, i) {
+    if (model.asked !== shown()[i]) return {};
+    const { tokens } = readInput(choice.task, choice.input), { untouched, changed, wish } = model;
+    return { untouched, changed, wish, look: String(model.look?.tokens) === String(tokens) ? model.look : null };
+  }
+
   function rows() {
     const names = shown().map((facts) => facts.short), same = names[0] === names[1] ? shown().map((facts) => facts.label) : names;
-    return opened.flatMap((model, i) => {
+    return opened.map(current).flatMap((model, i) => {
       const changed = isChanged(choice) ? [{ name: same[i], kind: "changed", count: model.wish?.change ? model.changed : model.untouched, look: model.wish?.change ? model.look?.changed : model.look?.untouched }] : [];
       return [{ name: same[i], kind: "whole", count: model.untouched, look: model.look?.untouched }, ...changed];
     });
@@ -146,7 +153,7 @@ export function mount(el, given) {
     const { targets, words } = readInput(choice.task, choice.input);
     put(places.answers, [choice.task, targets, all.map((row) => [row.name, row.kind, row.look?.answers, row.look?.experts])], () => answersTable(all, targets, choice.task));
     opened.forEach((model, i) => {
-      const look = model.look?.untouched, facts = shown()[i];
+      const look = current(model, i).look?.untouched, facts = shown()[i];
       headTitles[i].textContent = facts.label;
       put(heads[i], [choice.task, words, look?.pattern], () => look ? patternPictures(look, words, { ...task, heads: facts.setup[4] }, targets.map((target) => answerWord(choice.task, target))) : h("p", {}, "…"));
     });

@@ -45,6 +45,7 @@ export class Opened {
   // Ask for a model with a change (null: whole), an input and a donor.
   async ask(facts, change, input, donor) {
     const turn = ++this.turn, wish = { change, input, donor, turn };
+    this.asked = facts;
     this.changed = null;
     this.problem = null;
     if (this.look && String(this.look.tokens) === String(input.tokens)) this.look.changed = null;
