@@ -374,7 +374,7 @@ def with_table(argument: Argument, family: str, table: pl.DataFrame) -> Argument
 class TestInside:
     """Figures of parts of models, from tables whose numbers are known."""
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def parts(self, known: Argument) -> Argument:
         """Without the FFN a digit keeps the model's no-FFN accuracy over its place; without attention nothing."""
         rows = known.main.rows.filter(moment="first_best")
