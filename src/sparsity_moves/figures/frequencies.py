@@ -122,7 +122,7 @@ def neurons(argument: Argument) -> Figure | Text:
                 "start:Q", title="Fourier concentration (at most one half)", scale=alt.Scale(domain=[0, 0.5])
             ),
             alt.X2("end:Q"),
-            alt.Y("neurons:Q", title="Neurons", axis=alt.Axis(tickCount=3)),
+            alt.Y("neurons:Q", stack="zero", title="Neurons", axis=alt.Axis(tickCount=3)),
             alt.Color("arm:N", scale=arm_colours(there), legend=None),
             alt.Opacity(
                 "neuron:N",
