@@ -116,7 +116,7 @@ def neurons(argument: Argument) -> Figure | Text:
     chart = (
         alt.Chart(data)
         .transform_filter("datum.model == model")
-        .mark_bar()
+        .mark_bar(orient="vertical")
         .encode(
             alt.X(
                 "start:Q", title="Fourier concentration (at most one half)", scale=alt.Scale(domain=[0, 0.5])

@@ -81,7 +81,11 @@ def grouped(
     )
     axes = {
         "x": alt.X(
-            "part:N", sort=shown, title=None, axis=alt.Axis(labelAngle=0), scale=alt.Scale(domain=shown)
+            "part:N",
+            sort=shown,
+            title=None,
+            axis=alt.Axis(labelAngle=-35 if len(shown) > 4 else 0),
+            scale=alt.Scale(domain=shown),
         ),
         "xOffset": alt.XOffset("arm:N", sort=labels, scale=alt.Scale(domain=labels)),
         "color": alt.Color(
