@@ -374,7 +374,7 @@ def with_table(argument: Argument, family: str, table: pl.DataFrame) -> Argument
 class TestInside:
     """Figures of parts of models, from tables whose numbers are known."""
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def parts(self, known: Argument) -> Argument:
         """Without the FFN a digit keeps the model's no-FFN accuracy over its place; without attention nothing."""
         rows = known.main.rows.filter(moment="first_best")
@@ -409,8 +409,9 @@ class TestInside:
             pl.col("spec_id") == parts.main.families["ablation"]["spec_id"][0]
         )
         single = drawn(digits.by_digit(with_table(parts, "ablation", one)))
-        assert "where there is one seed, no interval is claimed" in single.caption
-        assert '"low": null' in to_json(single.spec)
+        assert "Where there is one seed, no interval is claimed" in single.caption
+        assert "bootstrap" not in single.caption
+        assert '"low"' not in to_json(single.spec)
 
     def test_a_part_in_a_sentence_says_its_n_interval_and_runs(self, parts: Argument) -> None:
         rows = digits.digit_rows(parts)

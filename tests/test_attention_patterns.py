@@ -25,9 +25,7 @@ def subject(task: Task, seeds: list[int], depth: int = 1, sequences: Sequences |
 
 def inputs(task: Task, seeds: list[int]) -> Sequences:
     def one(seed: int) -> Sequences:
-        if isinstance(task, Histogram):
-            return task.sample(40, torch.Generator().manual_seed(seed))
-        return task.everything()
+        return task.everything() if isinstance(task, Addition) else task.evaluation(seed, 40)
 
     return stacked([one(seed) for seed in seeds])
 
@@ -78,7 +76,7 @@ class TestKnownPatterns:
         p["0.attention.qkv"][0, torch.arange(8), torch.arange(8)] = 20
         p["0.attention.qkv"][0, torch.arange(8), 16 + torch.arange(8)] = 20
         own, same, other = rows(where).filter(head=0)["weight"].to_list()
-        assert own == pytest.approx(same)
+        assert own > same, "a symbol that stands alone has nothing else to look at"
         assert other == pytest.approx(0, abs=1e-4)
         assert same > 0.2
         assert rows(where).filter(head=1)["weight"].to_list() == pytest.approx([0.2] * 3)

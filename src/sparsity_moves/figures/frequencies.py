@@ -116,13 +116,13 @@ def neurons(argument: Argument) -> Figure | Text:
     chart = (
         alt.Chart(data)
         .transform_filter("datum.model == model")
-        .mark_bar()
+        .mark_bar(orient="vertical")
         .encode(
             alt.X(
                 "start:Q", title="Fourier concentration (at most one half)", scale=alt.Scale(domain=[0, 0.5])
             ),
             alt.X2("end:Q"),
-            alt.Y("neurons:Q", title="Neurons", axis=alt.Axis(tickCount=3)),
+            alt.Y("neurons:Q", stack="zero", title="Neurons", axis=alt.Axis(tickCount=3)),
             alt.Color("arm:N", scale=arm_colours(there), legend=None),
             alt.Opacity(
                 "neuron:N",

@@ -81,7 +81,11 @@ def grouped(
     )
     axes = {
         "x": alt.X(
-            "part:N", sort=shown, title=None, axis=alt.Axis(labelAngle=0), scale=alt.Scale(domain=shown)
+            "part:N",
+            sort=shown,
+            title=None,
+            axis=alt.Axis(labelAngle=-35 if len(shown) > 4 else 0),
+            scale=alt.Scale(domain=shown),
         ),
         "xOffset": alt.XOffset("arm:N", sort=labels, scale=alt.Scale(domain=labels)),
         "color": alt.Color(
@@ -124,15 +128,17 @@ def grouped(
                     alt.Tooltip("spec_id:N", title="run"),
                 ],
             ),
-            chosen(average.drop_nulls("low"))
-            .mark_rule(strokeWidth=2.5)
-            .encode(**axes, y=y("low"), y2=alt.Y2("high:Q"), tooltip=tips),
-            chosen(average)
-            .mark_tick(thickness=3, size=12, color="currentColor")
-            .encode(
-                **{key: value for key, value in axes.items() if key != "color"}, y=y("mean"), tooltip=tips
-            ),
         ]
+        if len(average := average.filter(pl.col("n") > 1)):  # the mean of one model is its symbol
+            tick = {key: value for key, value in axes.items() if key != "color"}
+            layers += [
+                chosen(average)
+                .mark_rule(strokeWidth=2.5)
+                .encode(**axes, y=y("low"), y2=alt.Y2("high:Q"), tooltip=tips),
+                chosen(average)
+                .mark_tick(thickness=3, size=12, color="currentColor")
+                .encode(**tick, y=y("mean"), tooltip=tips),
+            ]
         if stars is not None and len(stars):
             layers.append(
                 chosen(stars)
@@ -181,10 +187,10 @@ def marks(rows: pl.DataFrame, published: bool = False) -> str:
     """What the marks are, and of how many models; a single one has no interval."""
     counts = rows.group_by("lane", "arm").agg(pl.col("seed").n_unique())["seed"]
     moments = listed([MOMENT_NAMES[m] for m in rows["moment"].unique(maintain_order=True)])
-    few = "; where there is one seed, no interval is claimed" if counts.min() == 1 else ""
-    return f"One symbol a model, at {moments}; tick and bar: mean and {METHOD}{few}." + (
-        " Stars: published {cite:p}`smithline2026`." if published else ""
-    )
+    ticks = f" Tick and bar: mean and {METHOD}." if max(counts) > 1 else ""
+    few = " Where there is one seed, no interval is claimed." if min(counts) == 1 else ""
+    stars = " Stars: published {cite:p}`smithline2026`." if published else ""
+    return f"One symbol a model, at {moments}.{ticks}{few}{stars}"
 
 
 def _named(frame: pl.DataFrame) -> pl.DataFrame:

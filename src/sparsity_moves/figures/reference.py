@@ -99,6 +99,7 @@ FAMILIES: dict[str, dict[str, str]] = {
         "accuracy": "Share of right answers among these",
     },
     "attention": {
+        **_RUN,
         "layer": "Of the head",
         "head": "Attention head",
         "position": "Read-out that looks; empty in the histogram, whose positions are alike",
