@@ -26,6 +26,11 @@ def benchmarks() -> dict[str, dict[str, Any]]:
     return found
 
 
+def busy(found: dict[str, Any]) -> bool:
+    """Whether others had work for the machine while it was measured: more than one task waited for a core."""
+    return float(found.get("load", 0)) > int(found["threads"]) + 1
+
+
 def rows(found: dict[str, Any]) -> pl.DataFrame:
     """One row a layer and kind of work."""
     return pl.DataFrame(found["rows"], infer_schema_length=None).with_columns(
@@ -92,7 +97,7 @@ def speed(device: str, found: dict[str, Any]) -> Figure | Text:
         caption=(
             f"Speed of one layer over the dense layer's of the same total width ({name}; PyTorch {found['torch']}). "
             "The line above each symbol reaches to its **floor**: what the layer's own arithmetic, or the memory "
-            "that it touches, takes at the rates measured in the same run. Below the dashed line a sparse layer loses."
+            "that it touches, takes at the rates measured in the same run. Below the dashed line it loses."
         ),
         alt=f"Points over the open share. {next(iter(works))}: "
         + ", ".join(
