@@ -83,7 +83,8 @@ def over_training(
         controls.append(selected("chosen", choice[1], {value: str(value) for value in values}))
     last = means.filter(pl.col("at") == pl.col("at").max(), measure=next(iter(measures)))
     seeds = looks.group_by("arm", *key).agg(pl.col("seed").n_unique())["seed"]
-    number = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
+    fewest, most = min(seeds.to_list()), max(seeds.to_list())
+    number = str(fewest) if fewest == most else f"{fewest} to {most}"
     return show(
         chart.add_params(*controls),
         name=name,
