@@ -4,10 +4,10 @@
     torchrun --nproc-per-node 2 benchmarks/large_trees.py --device cuda --shard      sharded by FSDP2, block by block
     torchrun --nproc-per-node 2 benchmarks/large_trees.py --device cpu --shard --size tiny     the same, to try it
 
-The shape is OPT-1.3B's (24 layers, D = 2048, FFN 8192); the weights are drawn here, the text is generated here, and it
-is read byte by byte, so a loss says that training works and nothing about quality. 32 trees of height 7 (8160 units,
+The shape is OPT-1.3B's (24 layers, D = 2048, FFN 8192). The weights are drawn here, the text is generated here, and
+it is read byte by byte: a loss says that training works, and nothing about quality. 32 trees of height 7 (8160 units,
 256 of them open) are our choice: the paper's are not known. Parameters, gradients and Adam's moments are fp32; on a
-GPU products are bf16. Every process draws its own share of the batch, so losses do not depend on how many there are.
+GPU products are bf16. All processes together take the batch that one would.
 """
 
 from __future__ import annotations
@@ -90,7 +90,9 @@ def shard(model: nn.Module, half: bool) -> None:
     fully_shard(model, mp_policy=policy)
 
 
-def steps(model: nn.Module, batch: int, length: int, number: int, device: torch.device, half: bool) -> list[dict[str, float]]:
+def steps(
+    model: nn.Module, batch: int, length: int, number: int, device: torch.device, half: bool
+) -> list[dict[str, float]]:
     """AdamW on `batch` windows a step over all processes; one row a step, the loss meaned over all of them."""
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if batch % world:
@@ -129,7 +131,9 @@ def layer_seconds(model: nn.Module, tokens: Tensor, half: bool, repeats: int = 5
     hooks = []
     for name, part in parts.items():
         hooks.append(part.register_forward_pre_hook(lambda *_, name=name: began.update({name: now()})))
-        hooks.append(part.register_forward_hook(lambda *_, name=name: found[name].append(now() - began[name])))
+        hooks.append(
+            part.register_forward_hook(lambda *_, name=name: found[name].append(now() - began[name]))
+        )
     if type(first.fc2).__name__ == "Linear":  # of a dense FFN fc1 is the first half
         hooks[-1].remove()
         hooks.append(first.fc2.register_forward_hook(lambda *_: found["ffn"].append(now() - began["ffn"])))
@@ -142,8 +146,12 @@ def layer_seconds(model: nn.Module, tokens: Tensor, half: bool, repeats: int = 5
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu"
+    )
     parser.add_argument("--size", choices=tuple(SIZES), default="opt-1.3b")
     parser.add_argument("--ffn", choices=("tree", "dense"), default="tree")
     parser.add_argument("--batch", type=int, default=8, help="windows a step, over all processes")
@@ -155,7 +163,9 @@ def main() -> None:
     if given.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("there is no CUDA device here; --device cpu --size tiny tries the script")
     if given.shard and "RANK" not in os.environ:
-        raise SystemExit("--shard wants torchrun: torchrun --nproc-per-node 2 benchmarks/large_trees.py --shard ...")
+        raise SystemExit(
+            "--shard wants torchrun: torchrun --nproc-per-node 2 benchmarks/large_trees.py --shard ..."
+        )
     rank = 0
     device = torch.device(given.device)
     if given.shard:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import platform
 import statistics
 import sys
@@ -339,6 +340,9 @@ def main() -> None:
             )
             measured = gpu_rows if device == "cuda" else cpu_rows
             found["rows"] += measured(shapes, given.seconds, ceiling)
+    found["load"] = round(
+        os.getloadavg()[0], 2
+    )  # of the last minute: more than the threads is somebody else's
     # One table: by kind of work, dense first.
     rows = found["rows"]
     kinds = list(dict.fromkeys((r["device"], r["tokens"], r["what"]) for r in rows))

@@ -30,7 +30,15 @@ def test_two_processes_have_the_losses_of_one(script, tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     given = f"--device cpu --shard --size tiny --batch {BATCH} --length {LENGTH} --steps {STEPS}".split()
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        str(port),
+    ]
     found = tmp_path / "found.json"
     done = subprocess.run(
         [*launch, str(SCRIPT), *given, "--out", str(found)],

@@ -9,6 +9,7 @@ from sparsity_moves.figures import looks as drawn
 from sparsity_moves.store.looks import LOOKS, Looks
 from sparsity_moves.store.tables import MANIFEST, Broken
 from sparsity_moves.studies import usage
+from sparsity_moves.studies.statistics import compare
 
 
 def settings(seed: int, arm: str = "tree") -> dict:
@@ -22,8 +23,12 @@ def rows(*shares: float) -> list[dict]:
 @pytest.fixture
 def kept(tmp_path) -> Looks:
     where = Looks(tmp_path / "looks")
-    where.add([(settings(s), rows(0.0, 0.1 * s)) for s in (1, 2, 3)], device="cpu", seconds=1.5)
-    where.add([(settings(s, "tree_balanced"), rows(0.0, 0.05 * s)) for s in (1, 2, 3)], device="cpu", seconds=1)
+    where.add([(settings(s), rows(0.0, 0.18 + 0.01 * s)) for s in (1, 2, 3)], device="cpu", seconds=1.5)
+    where.add(
+        [(settings(s, "tree_balanced"), rows(0.0, 0.09 + 0.005 * s)) for s in (1, 2, 3)],
+        device="cpu",
+        seconds=1,
+    )
     return where
 
 
@@ -52,7 +57,7 @@ def test_a_damaged_table_or_manifest_is_told(kept):
         kept.table()
     path.write_bytes(whole)
     (kept.root / MANIFEST).write_text("{}")
-    with pytest.raises(Broken, match="manifest.json is missing or damaged"):
+    with pytest.raises(Broken, match=r"manifest\.json is missing or damaged"):
         kept.missing([settings(1)])
 
 
@@ -65,6 +70,7 @@ def test_growth_and_cure_are_paired_by_seed(kept):
     assert (drawn.sure(grown), drawn.sure(cure)) == (1, -1)
     nothing = drawn.paired(drawn.last(node), drawn.last(node), "dead_nodes")
     assert drawn.sure(nothing) == 0, "no difference is not a difference"
+    assert drawn.sure(compare([1.0, 2.0, 3.0])) == 0, "all above zero, and still too few to be sure"
 
 
 def test_a_figure_has_every_arm_and_looks_that_are_not_there_are_said(kept):
@@ -75,7 +81,7 @@ def test_a_figure_has_every_arm_and_looks_that_are_not_there_are_said(kept):
     assert "no stored runs yet" in nothing.source
 
 
-def test_usage_is_trained_once_and_starts_before_training(tmp_path, untyped):
+def test_usage_is_trained_once_and_starts_before_training(tmp_path):
     wanted = usage.groups("smoke", ("add7",), 2)[:2]
     where = Looks(tmp_path / "usage")
     assert usage.run(wanted, where) == 4

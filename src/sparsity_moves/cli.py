@@ -282,7 +282,11 @@ def tables(profile: Profile) -> list[Path]:
     folders = (studies.store(profile).root, studies.store("paper").root)
     there = [f / name for f in dict.fromkeys(folders) for name in EVERY if (f / name).exists()]
     looks = [results_folder(name) / LOOKS for name in get_args(LooksName)]
-    return [*there, *(path for path in looks if path.exists()), *(root() / "benchmarks" / "results").glob("*.json")]
+    return [
+        *there,
+        *(path for path in looks if path.exists()),
+        *(root() / "benchmarks" / "results").glob("*.json"),
+    ]
 
 
 def main() -> None:

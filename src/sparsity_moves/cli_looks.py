@@ -61,7 +61,9 @@ class Language:
 
         def tell(arm: str, spec: runs.LanguageSpec, step: int) -> None:
             end = "\n" if step == spec.steps else "\r"
-            print(f"{arm}, seed {spec.seed}: step {step} of {spec.steps} ", end=end, file=sys.stderr, flush=True)
+            print(
+                f"{arm}, seed {spec.seed}: step {step} of {spec.steps} ", end=end, file=sys.stderr, flush=True
+            )
 
         trained = runs.run(wanted, where, self.corpus, device_name(), tell)  # type: ignore[arg-type]
         print(f"{trained} models trained, {len(wanted) - trained} were there already; looks in {where.root}")

@@ -13,6 +13,9 @@ from sparsity_moves.figures.summary import METHOD, summaries, summary
 from sparsity_moves.figures.theme import arm_colours, arm_label
 from sparsity_moves.studies.statistics import Comparison, compare
 
+LEVEL = 0.05
+"""Of the t-test."""
+
 
 def over_training(
     looks: pl.DataFrame,
@@ -50,7 +53,9 @@ def over_training(
     scale = alt.Scale(type="log" if logarithmic else "linear", zero=False, nice=not logarithmic)
     across = alt.X("at:Q", title=x[1])
     up = alt.Y("mean:Q", title=None, scale=scale)
-    colour = alt.Color("arm:N", scale=arm_colours(arms), legend=alt.Legend(title=None, orient="top", symbolOpacity=1))
+    colour = alt.Color(
+        "arm:N", scale=arm_colours(arms), legend=alt.Legend(title=None, orient="top", symbolOpacity=1)
+    )
     average = alt.Chart(means).transform_filter(here)
     tips = [
         alt.Tooltip("arm:N", title="FFN"),
@@ -65,8 +70,12 @@ def over_training(
         .transform_filter(here)
         .mark_line(strokeWidth=0.8, opacity=0.35, tooltip=None)
         .encode(across, alt.Y("value:Q", scale=scale), colour, alt.Detail("seed:N")),
-        average.mark_area(opacity=0.2, tooltip=None).encode(across, alt.Y("low:Q", scale=scale), alt.Y2("high:Q"), colour),
-        average.mark_line(strokeWidth=2.5, point=alt.OverlayMarkDef(size=28)).encode(across, up, colour, tooltip=tips),
+        average.mark_area(opacity=0.2, tooltip=None).encode(
+            across, alt.Y("low:Q", scale=scale), alt.Y2("high:Q"), colour
+        ),
+        average.mark_line(strokeWidth=2.5, point=alt.OverlayMarkDef(size=28)).encode(
+            across, up, colour, tooltip=tips
+        ),
     ).properties(width=480, height=260)
     controls = [selected("measure", "Shown:", measures)]
     if choice:
@@ -74,14 +83,15 @@ def over_training(
         controls.append(selected("chosen", choice[1], {value: str(value) for value in values}))
     last = means.filter(pl.col("at") == pl.col("at").max(), measure=next(iter(measures)))
     seeds = looks.group_by("arm", *key).agg(pl.col("seed").n_unique())["seed"]
-    number = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
+    fewest, most = min(seeds.to_list()), max(seeds.to_list())
+    number = str(fewest) if fewest == most else f"{fewest} to {most}"
     return show(
         chart.add_params(*controls),
         name=name,
         caption=f"{caption} Thin lines: every seed ({number} each); thick line and band: mean and {METHOD}.",
         alt=f"Lines over training. At the end, {next(iter(measures.values()))}: "
         + ", ".join(
-            f"{row['arm']}{' ' + row[choice[0]] if choice else ''} {row['mean']:.3g}"
+            f"{' '.join(str(row[column]) for column in ('arm', *key))} {row['mean']:.3g}"
             for row in last.iter_rows(named=True)
         )
         + ".",
@@ -111,12 +121,17 @@ def difference(found: Comparison, places: int = 1, unit: str = "\u00a0points") -
     bounds = ""
     if found.low is not None and found.high is not None:
         bounds = f" (95\u00a0% CI {signed(found.low, places)} to {signed(found.high, places)})"
-    return hover(f"{signed(found.mean, places)}{unit}{bounds}", f"{found.n} pairs, {found.positive} above zero")
+    return hover(
+        f"{signed(found.mean, places)}{unit}{bounds}", f"{found.n} pairs, {found.positive} above zero"
+    )
 
 
 def sure(found: Comparison) -> int:
-    """+1 or -1 where the interval is on that side of zero; 0 where it is on both, or there is none."""
-    if found.low is None or found.high is None:
+    """+1 or -1 where the interval is on that side of zero and a paired t-test says so, too; else 0.
+
+    The interval alone is too sure of three seeds: it is their range.
+    """
+    if found.low is None or found.high is None or found.p is None or found.p >= LEVEL:
         return 0
     return int(found.low > 0) - int(found.high < 0)
 

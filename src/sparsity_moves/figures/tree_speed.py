@@ -1,7 +1,6 @@
 """When is a tree faster? Times of one layer against the dense one's, from the committed benchmark tables."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import altair as alt
@@ -25,6 +24,11 @@ def benchmarks() -> dict[str, dict[str, Any]]:
         if path.exists():
             found[device] = json.loads(path.read_text(encoding="utf-8"))
     return found
+
+
+def busy(found: dict[str, Any]) -> bool:
+    """Whether others had work for the machine while it was measured: more than one task waited for a core."""
+    return float(found.get("load", 0)) > int(found["threads"]) + 1
 
 
 def rows(found: dict[str, Any]) -> pl.DataFrame:
@@ -57,7 +61,9 @@ def speed(device: str, found: dict[str, Any]) -> Figure | Text:
     x = alt.X("active_percent:Q", title="Units open for a token (%)", scale=alt.Scale(type="log"))
     scale = alt.Scale(type="log")
     colour = alt.Color(
-        "kind:N", scale=alt.Scale(domain=there, range=[KINDS[k] for k in there]), legend=alt.Legend(title=None, orient="top")
+        "kind:N",
+        scale=alt.Scale(domain=there, range=[KINDS[k] for k in there]),
+        legend=alt.Legend(title=None, orient="top"),
     )
     tips = [
         "layer:N",
@@ -66,14 +72,20 @@ def speed(device: str, found: dict[str, Any]) -> Figure | Text:
         alt.Tooltip("of_floor_percent:Q", title="of the floor's speed (%)"),
     ]
     chart = alt.layer(
-        alt.Chart(pl.DataFrame({"one": [1]})).mark_rule(strokeDash=[6, 4], opacity=0.6).encode(alt.Y("one:Q", scale=scale)),
+        alt.Chart(pl.DataFrame({"one": [1]}))
+        .mark_rule(strokeDash=[6, 4], opacity=0.6)
+        .encode(alt.Y("one:Q", scale=scale)),
         base.mark_rule(opacity=0.4).encode(x, alt.Y("times_dense:Q", scale=scale), alt.Y2("floor:Q"), colour),
         base.mark_tick(thickness=2).encode(x, alt.Y("floor:Q", scale=scale), colour, tooltip=tips),
         base.mark_point(size=90).encode(
             x,
             alt.Y("times_dense:Q", title="Times as fast as dense", scale=scale),
             colour,
-            alt.Shape("kind:N", scale=alt.Scale(domain=there, range=["circle", "diamond", "wedge"][: len(there)]), legend=None),
+            alt.Shape(
+                "kind:N",
+                scale=alt.Scale(domain=there, range=["circle", "diamond", "wedge"][: len(there)]),
+                legend=None,
+            ),
             tooltip=tips,
         ),
     ).properties(width=460, height=280)
@@ -83,12 +95,15 @@ def speed(device: str, found: dict[str, Any]) -> Figure | Text:
         chart.add_params(selected("work_chosen", "Work:", works)),
         name=f"tree-speed-{device}",
         caption=(
-            f"Speed of one layer over the dense layer's of the same total width ({name}; PyTorch {found['torch']}). The line above "
-            "each symbol reaches to its **floor**: what the layer's own arithmetic, or the memory that it touches, takes at the rates "
-            "measured in the same run. Below the dashed line a sparse layer loses."
+            f"Speed of one layer over the dense layer's of the same total width ({name}; PyTorch {found['torch']}). "
+            "The line above each symbol reaches to its **floor**: what the layer's own arithmetic, or the memory "
+            "that it touches, takes at the rates measured in the same run. Below the dashed line it loses."
         ),
         alt=f"Points over the open share. {next(iter(works))}: "
-        + ", ".join(f"{layer} {times:g} times dense" for layer, times in first.select("layer", "times_dense").iter_rows())
+        + ", ".join(
+            f"{layer} {times:g} times dense"
+            for layer, times in first.select("layer", "times_dense").iter_rows()
+        )
         + ".",
         data=shown,
     )
@@ -96,8 +111,16 @@ def speed(device: str, found: dict[str, Any]) -> Figure | Text:
 
 def speed_table(device: str, found: dict[str, Any]) -> Text:
     """The trees alone, a row each and a column a kind of work."""
-    each = rows(found).filter(kind="trees").with_columns(
-        cell=pl.format("{} ({} %)", pl.col("times_dense").round(1), (100 * pl.col("of_floor")).round(0).cast(pl.Int64))
+    each = (
+        rows(found)
+        .filter(kind="trees")
+        .with_columns(
+            cell=pl.format(
+                "{} ({} %)",
+                pl.col("times_dense").round(1),
+                (100 * pl.col("of_floor")).round(0).cast(pl.Int64),
+            )
+        )
     )
     wide = each.pivot("work", index=["layer", "active_percent"], values="cell")
     return table(

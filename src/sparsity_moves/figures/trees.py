@@ -14,7 +14,6 @@ from sparsity_moves.studies.trees import BESIDE, HEIGHTS, height, label
 from sparsity_moves.training import TaskName
 
 
-
 def kind_of(arm: str) -> str:
     """The arm of trees without its height."""
     return arm.split("_height")[0]
@@ -44,7 +43,9 @@ def by_height(argument: Argument, task: TaskName = "add7") -> Figure | Text:
         "moment",
         (100 * pl.col("no_ffn_accuracy")).round(2).alias("percent"),
     )
-    means = summaries(rows, ["arm", "height", "moment"], "percent").with_columns(pl.col("mean", "low", "high").round(2))
+    means = summaries(rows, ["arm", "height", "moment"], "percent").with_columns(
+        pl.col("mean", "low", "high").round(2)
+    )
     levels = summaries(
         beside.select(
             pl.col("arm").map_elements(arm_label, return_dtype=pl.String),
@@ -86,16 +87,24 @@ def by_height(argument: Argument, task: TaskName = "add7") -> Figure | Text:
             alt.Shape("arm:N", scale=arm_shapes(kinds), legend=None),
             tooltip=[alt.Tooltip("arm:N", title="FFN"), "height:O", "seed:O", "percent:Q"],
         ),
-        average.mark_rule(strokeWidth=2.5).encode(x, alt.Y("low:Q"), alt.Y2("high:Q"), kind, colour, tooltip=tips),
+        average.mark_rule(strokeWidth=2.5).encode(
+            x, alt.Y("low:Q"), alt.Y2("high:Q"), kind, colour, tooltip=tips
+        ),
         average.mark_tick(thickness=3, size=16).encode(x, y, kind, colour, tooltip=tips),
     ).properties(width=460, height=300)
     final = means.filter(moment="final")
     return show(
         chart.add_params(checkpoint(main, moments=MOMENTS)),
         name="tree-heights",
-        caption=f"Addition with carry, accuracy without the FFN by the height of the trees. Dashed: what they are held against. {marks(main, None)}",
+        caption=(
+            "Addition with carry, accuracy without the FFN by the height of the trees. Dashed: what they are held "
+            f"against. {marks(main, None)}"
+        ),
         alt="Points over height. At the last step: "
-        + ", ".join(f"{arm} height {h} {mean:.0f} %" for arm, h, mean in final.select("arm", "height", "mean").iter_rows())
+        + ", ".join(
+            f"{arm} height {h} {mean:.0f} %"
+            for arm, h, mean in final.select("arm", "height", "mean").iter_rows()
+        )
         + ".",
         data=rows,
     )

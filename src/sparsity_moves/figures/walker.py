@@ -69,7 +69,13 @@ class Walker:
         }
         body = json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("</", "<\\/")
         sliders = (
-            ("input", "Number", len(self.inputs) - 1, len(self.inputs) // 2, self.inputs[len(self.inputs) // 2]),
+            (
+                "input",
+                "Number",
+                len(self.inputs) - 1,
+                len(self.inputs) // 2,
+                self.inputs[len(self.inputs) // 2],
+            ),
             ("place", "Answers the", len(self.places) - 1, 0, self.places[0]),
             ("tree", "Tree", trees - 1, 0, "1"),
             ("level", "Walk to level", self.depth, self.depth, str(self.depth)),
@@ -81,7 +87,7 @@ class Walker:
         )
         said = html.escape(self.sentence(len(self.inputs) // 2, 0, 0))
         return (
-            f"<style>{_file('walker.css')}</style><figure class=\"walker\">"
+            f'<style>{_file("walker.css")}</style><figure class="walker">'
             f'<script type="application/json">{body}</script>'
             f'<div class="walker-controls" role="group" aria-label="A token and a tree: controls">{controls}</div>'
             f'<p class="walker-said" aria-live="polite">{said}</p>{self._tree()}'
@@ -113,7 +119,8 @@ class Walker:
             for i, n in enumerate(range(level(self.depth).start, level(self.depth).stop))
         )
         height = 18 + ROW * self.depth + 32
-        return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="A binary tree">{branches}{nodes}{numbers}</svg>'
+        opening = f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="A binary tree">'
+        return f"{opening}{branches}{nodes}{numbers}</svg>"
 
 
 def walker(spec: Spec, parameters: Parameters, when: str) -> Walker:
@@ -135,8 +142,9 @@ def walker(spec: Spec, parameters: Parameters, when: str) -> Walker:
         places,
         ends,
         visits(ffn, chosen)[0],
-        f"One model of add-{spec.addend} with {ffn.trees} trees of height {ffn.tree_depth} (seed {spec.seed}, {spec.profile} "
-        f"profile, {when}). Branches are as wide as the share of all tokens that takes them; dashed: nobody does.",
+        f"One model of add-{spec.addend} with {ffn.trees} trees of height {ffn.tree_depth} (seed {spec.seed}, "
+        f"{spec.profile} profile, {when}). Branches are as wide as the share of all tokens that takes them; "
+        "dashed: nobody does.",
     )
 
 

@@ -71,7 +71,11 @@ def run(
         tell(arm, own, 0)
         started = time.perf_counter()
         _, rows = train(
-            own, text, held_out, device, lambda step, arm=arm, own=own: tell(arm, own, step)  # type: ignore[misc]
+            own,
+            text,
+            held_out,
+            device,
+            lambda step, arm=arm, own=own: tell(arm, own, step),  # type: ignore[misc]
         )
         seconds = round(time.perf_counter() - started, 2)
         where.add([(settings(arm, own, corpus), rows)], device=device, seconds=seconds)

@@ -23,14 +23,17 @@ def wikitext(
 ) -> UInt8[Tensor, " B"]:
     """WikiText-103 as its authors' raw text (Merity et al. 2016), in UTF-8.
 
-    From `source`, the hub's data set or a folder that holds a copy, its configuration `wikitext-103-raw-v1`. Raises `UserError` where it, or `datasets`, is not to be had.
+    From `source`: the hub's data set, or a folder that holds a copy; its configuration `wikitext-103-raw-v1`. Raises
+    `UserError` where it, or `datasets`, is not to be had.
     """
     if split not in SPLITS:
         raise UserError(f"WikiText-103 has no split '{split}'; it has {', '.join(SPLITS)}")
     try:
         import datasets
     except ImportError:
-        raise UserError("WikiText-103 needs the package `datasets`: pip install sparsity-moves[language]") from None
+        raise UserError(
+            "WikiText-103 needs the package `datasets`: pip install sparsity-moves[language]"
+        ) from None
     try:
         lines = datasets.load_dataset(source, "wikitext-103-raw-v1", split=split)["text"]
     except (OSError, ValueError, RuntimeError) as error:

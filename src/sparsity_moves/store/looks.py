@@ -43,7 +43,9 @@ class Looks:
         """What is known of the runs; None where there are none. Raises `Broken`."""
         manifest = read_json(self.root / MANIFEST)
         if manifest is None and (self.root / LOOKS).exists():
-            raise Broken(f"{self.root / MANIFEST} is missing or damaged; put it back, or take {LOOKS} away too")
+            raise Broken(
+                f"{self.root / MANIFEST} is missing or damaged; put it back, or take {LOOKS} away too"
+            )
         return manifest
 
     def missing(self, settings: Iterable[Settings]) -> list[Settings]:
@@ -52,7 +54,7 @@ class Looks:
         return [own for own in settings if address(dict(own)) not in there]
 
     def add(self, runs: Sequence[tuple[Settings, Sequence[dict[str, Any]]]], **about: Any) -> None:
-        """Add runs: settings and looks of each; `about` says how they came to be. Those that are there are replaced."""
+        """Add runs, settings and looks of each, or replace them; `about` says how they came to be."""
         with locked(self.root / ".lock"):
             manifest = self.manifest() or {"runs": {}}
             own = {address(dict(settings)): (dict(settings), rows) for settings, rows in runs}
@@ -69,6 +71,4 @@ class Looks:
                 run: {"settings": settings, "packages": versions(), **about}
                 for run, (settings, _) in own.items()
             }
-            write_json(
-                self.root / MANIFEST, {"files": {LOOKS: sha256(self.root / LOOKS)}, "runs": known}
-            )
+            write_json(self.root / MANIFEST, {"files": {LOOKS: sha256(self.root / LOOKS)}, "runs": known})

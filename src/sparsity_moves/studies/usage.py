@@ -46,16 +46,17 @@ def settings(common: dict[str, Any], spec: Spec) -> dict[str, Any]:
 
 
 def run(
-    wanted: list[Group], where: Looks, device: str = "cpu", tell: Callable[[str], None] = lambda sentence: None
+    wanted: list[Group],
+    where: Looks,
+    device: str = "cpu",
+    tell: Callable[[str], None] = lambda sentence: None,
 ) -> int:
     """Train and look at what is not there yet; gives how many models that were."""
     from sparsity_moves.measures.tree import over_training
 
     trained = 0
     for common, specs in wanted:
-        missing = [
-            spec for spec in specs if where.missing([settings(common, spec)])
-        ]
+        missing = [spec for spec in specs if where.missing([settings(common, spec)])]
         if not missing:
             continue
         tell(f"{len(missing)} models of {common['task']}: {common['arm']}, {common['activation']} …")
