@@ -8,9 +8,9 @@
 
 The label is `fig-NAME`; the rows behind the picture are expected at `_static/data/NAME.csv`.
 
-The directive `lab` puts the live lab into a page, and {try}`eight experts <experts:8>` is a link that sets it up. `bench`
-puts the bench there, with the models that its JSON lists, whose scripts are expected at `_static/data/bench-NAME.js`;
-{take}`no FFN <task:add7;ffn:z>` sets that up. `explorer` is the view of all runs.
+The directive `lab` puts the live lab into a page, and {try}`eight experts <experts:8>` is a link that sets it up.
+`bench` puts the bench there, with the models that its JSON lists, whose scripts are expected at
+`_static/data/bench-NAME.js`; {take}`no FFN <task:add7;ffn:z>` sets that up. `explorer` is the view of all runs.
 """
 
 import json
