@@ -80,6 +80,7 @@ class TestTheFile:
     def test_a_side_is_an_arm_a_setting_and_a_moment(self) -> None:
         assert Side.read("moe norm=rms @final") == Side("moe", "norm=rms", "final")
         assert Side.read("dense") == Side("dense")
+        assert Side.read("moe @final / digit=ones") == Side("moe", moment="final", detail="digit=ones")
         assert Side.read("chance:copy the digit, no overflow") == Side(chance="copy the digit, no overflow")
 
 

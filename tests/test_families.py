@@ -222,13 +222,19 @@ class TestWanted:
 
     def test_at_full_scale_arms_have_everything_and_points_of_sweeps_what_is_cheap(self):
         own = arm("moe", "paper", "add7", 7)
-        assert wanted(own) == ("ablation", "attribution", "patching", "probes", "routing")
+        assert wanted(own) == ("ablation", "attention", "attribution", "patching", "probes", "routing")
         for changed in ({"weight_decay": 0.1}, {"norm": "rms"}, {"beta2": 0.98}):
             assert wanted(replace(own, **changed)) == CHEAP
         assert wanted(arm("narrow", "paper", "add7", 7, weight_decay=0.1)) == ("ablation",)
 
     def test_trees_have_what_is_asked_of_a_layer_without_experts(self):
-        assert wanted(arm("tree", "paper", "add7", 7)) == ("ablation", "attribution", "patching", "probes")
+        assert wanted(arm("tree", "paper", "add7", 7)) == (
+            "ablation",
+            "attention",
+            "attribution",
+            "patching",
+            "probes",
+        )
 
     def test_neurons_have_rows_in_two_seeds(self):
         with_rows = [
@@ -240,6 +246,7 @@ class TestWanted:
     def test_small_profiles_have_everything_whatever_is_set(self):
         assert wanted(arm("moe", "laptop", "histogram", 3, experts=8)) == (
             "ablation",
+            "attention",
             "attribution",
             "routing",
             "strategy",

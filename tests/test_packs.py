@@ -183,6 +183,7 @@ class TestPacks:
     def test_a_pack_is_a_few_files(self, pack):
         families = (
             "ablation",
+            "attention",
             "attribution",
             "fourier",
             "neurons",

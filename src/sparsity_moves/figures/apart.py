@@ -7,7 +7,7 @@ import polars as pl
 from sparsity_moves.figures.claim_words import MEASURES, digits, mean_words, number_words, plain, signed
 from sparsity_moves.figures.prose import hover
 from sparsity_moves.studies.statistics import of_few
-from sparsity_moves.studies.verdicts import FAILED, FIVE, PARTLY, UNDECIDED, UNMEASURED, Number
+from sparsity_moves.studies.verdicts import FAILED, FEWEST, FIVE, PARTLY, UNDECIDED, UNMEASURED, Number
 
 
 def apart_table(numbers: Sequence[Number]) -> pl.DataFrame:
@@ -36,6 +36,8 @@ def apart_table(numbers: Sequence[Number]) -> pl.DataFrame:
 
 def _luck(values: list[float], published: float, places: int) -> str:
     """Whether five of our seeds would give the published value."""
+    if len(values) < FEWEST:
+        return "One seed has no interval."
     if len(values) <= FIVE:
         return ""
     low, high = of_few(values, FIVE)

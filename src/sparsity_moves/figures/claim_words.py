@@ -93,7 +93,8 @@ def side_words(side: Side) -> str:
     at = {"": "", "final": " at the last step"}.get(
         side.moment, f" at {MOMENT_NAMES.get(side.moment, side.moment)}"
     )
-    return arm_label(side.arm) + (f" ({side.setting})" if side.setting else "") + at
+    told = ", ".join(filter(None, [side.setting, side.detail]))
+    return arm_label(side.arm) + (f" ({told})" if told else "") + at
 
 
 def signed(value: float | np.ndarray, digits: int) -> str:

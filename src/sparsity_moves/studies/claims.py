@@ -31,14 +31,18 @@ class Side:
     setting: str = ""
     moment: str = ""
     chance: str = ""
+    detail: str = ""
+    """The part of the model or of its answer, where the two sides differ in it."""
 
     @staticmethod
     def read(text: str) -> Side:
         if text.startswith(CHANCE):
             return Side(chance=text.removeprefix(CHANCE))
+        text, _, detail = text.partition(" / ")
         arm, *more = text.split()
         moment = "".join(word[1:] for word in more if word.startswith("@"))
-        return Side(arm, " ".join(word for word in more if not word.startswith("@")), moment)
+        setting = " ".join(word for word in more if not word.startswith("@"))
+        return Side(arm, setting, moment, detail=detail)
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,8 @@ class Part:
 
     def row(self, side: Side) -> Row:
         """A side as `evidence` looks for it."""
-        place = {"task": self.task, "arm": side.arm, "setting": side.setting, "detail": self.detail}
+        detail = side.detail or self.detail
+        place = {"task": self.task, "arm": side.arm, "setting": side.setting, "detail": detail}
         return place | {"measure": self.measure, "moment": side.moment, "unit": self.unit, "n": 1}
 
 

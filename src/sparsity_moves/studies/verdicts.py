@@ -263,7 +263,11 @@ def _chance(task: str, strategy: str, evidence: Evidence) -> float:
 def _published(part: Part, side: Side) -> Row | None:
     """What was published of a side, at the moment that the part looks at."""
     rows = best(published()).filter(
-        task=part.task, arm=side.arm, measure=part.measure, setting=side.setting, detail=part.detail
+        task=part.task,
+        arm=side.arm,
+        measure=part.measure,
+        setting=side.setting,
+        detail=side.detail or part.detail,
     )
     if rows.is_empty() or (side.moment and side.moment != rows["moment"][0]):
         return None
