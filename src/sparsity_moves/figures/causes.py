@@ -68,7 +68,7 @@ def attribution_rows(argument: Argument) -> pl.DataFrame:
     rows = argument.measured("attribution", "add7", FOUR).filter(pl.col("part").is_in(list(wholes)))
     rows = rows.with_columns(digit=digit_names(), part=pl.col("part").replace_strict(wholes, default=None))
     long = rows.unpivot(
-        ["margin", "logit", "norm"],
+        ["margin", "norm"],
         index=["lane", "arm", "seed", "spec_id", "moment", "part", "digit"],
         variable_name="measure",
         value_name="value",
@@ -98,7 +98,6 @@ def attribution(argument: Argument) -> Figure | Text:
                 "Shown:",
                 {
                     "margin": "added to the correct logit, above the mean logit",
-                    "logit": "added to the correct logit",
                     "norm": "length in the residual stream",
                 },
             ),
