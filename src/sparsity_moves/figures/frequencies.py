@@ -126,6 +126,7 @@ def neurons(argument: Argument) -> Figure | Text:
             alt.Color("arm:N", scale=arm_colours(there), legend=None),
             alt.Opacity(
                 "neuron:N",
+                sort=["live", "not heard in the output"],
                 scale=alt.Scale(domain=["live", "not heard in the output"], range=[1, 0.3]),
                 legend=alt.Legend(title=None, orient="top"),
             ),
