@@ -50,7 +50,7 @@ def over_training(
     means = summaries(long, [*key, "arm", "at", "measure"], "value")
     means = means.with_columns(pl.col("mean", "low", "high").round(4)).drop("sd")
     here = "datum.measure == measure" + (f" && datum.{choice[0]} == chosen" if choice else "")
-    scale = alt.Scale(type="log" if logarithmic else "linear", zero=False, nice=not logarithmic)
+    scale = alt.Scale(type="log", nice=False) if logarithmic else alt.Scale(zero=False)
     across = alt.X("at:Q", title=x[1])
     up = alt.Y("mean:Q", title=None, scale=scale)
     colour = alt.Color(

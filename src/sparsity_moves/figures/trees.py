@@ -59,7 +59,8 @@ def by_height(argument: Argument, task: TaskName = "add7") -> Figure | Text:
     x = alt.X("height:O", title="Height of the trees", axis=alt.Axis(labelAngle=0))
     y = alt.Y("mean:Q", title="Accuracy without the FFN (%)", scale=alt.Scale(domain=[0, 100]))
     kind = alt.XOffset("arm:N", sort=[arm_label(name) for name in kinds])
-    colour = alt.Color("arm:N", scale=arm_colours(kinds), legend=alt.Legend(title=None, orient="top"))
+    legend = alt.Legend(title=None, orient="top")
+    colour = alt.Color("arm:N", scale=arm_colours(kinds), legend=legend)
     tips = [
         alt.Tooltip("arm:N", title="FFN"),
         "height:O",
@@ -84,7 +85,7 @@ def by_height(argument: Argument, task: TaskName = "add7") -> Figure | Text:
             alt.Y("percent:Q"),
             kind,
             colour,
-            alt.Shape("arm:N", scale=arm_shapes(kinds), legend=None),
+            alt.Shape("arm:N", scale=arm_shapes(kinds), legend=legend),
             tooltip=[alt.Tooltip("arm:N", title="FFN"), "height:O", "seed:O", "percent:Q"],
         ),
         average.mark_rule(strokeWidth=2.5).encode(
