@@ -149,6 +149,19 @@ class TestFirstResult:
         for figure in (answer(moments), curves.trajectories(planted()[1], moments)):
             assert figure.spec["description"]
 
+    def test_runs_at_full_scale_can_be_chosen_instead(self, moments: pl.DataFrame) -> None:
+        full, steps = planted(dict.fromkeys(SHARE, 0.77))
+        drawing, course = answer(moments, full), curves.trajectories(planted()[1], moments, (steps, full))
+        for figure in (drawing, course):
+            assert set(pl.read_csv(figure.csv.encode())["runs"]) == {"here", "full"}
+            assert "full scale" in figure.caption
+            boxes = {p["name"] for p in figure.spec["params"] if "bind" in p}  # type: ignore[attr-defined, index]
+            assert "runs" in boxes
+        left = pl.read_csv(drawing.csv.encode()).filter(runs="full", away="ffn")["percent"]
+        assert left.to_list() == pytest.approx([78.0] * len(left))
+        alone = {p["name"] for p in answer(moments).spec["params"] if "bind" in p}  # type: ignore[attr-defined, index]
+        assert "runs" not in alone
+
     def test_it_says_that_the_order_holds_only_when_it_does(self, moments: pl.DataFrame) -> None:
         assert any("holds here" in line for line in differences.reading(moments))
         other = planted(SHARE | {"moe": 0.05})[0]
@@ -216,6 +229,13 @@ class TestSweep:
         assert (bound["log_experts"]["min"], bound["log_experts"]["max"]) == (0, 2)
         assert (bound["log_width"]["min"], bound["log_width"]["max"]) == (6, 7)
         assert "width" not in bound  # a parameter of that name would resize the chart
+
+    def test_means_at_full_scale_stand_in_the_cells_that_have_them(self) -> None:
+        full = self.rows((4,)).with_columns(no_ffn_accuracy=pl.lit(0.77))
+        assert '"mean": 77.0' not in to_json(sweep.expert_sweep(self.rows()).spec)
+        figure = sweep.expert_sweep(self.rows(), full)
+        assert '"mean": 77.0' in to_json(figure.spec)
+        assert "full scale" in figure.caption
 
     def test_a_count_that_the_slider_cannot_name_is_refused(self) -> None:
         with pytest.raises(ValueError, match="powers of two, which 3 is not"):

@@ -9,6 +9,7 @@ import pytest
 
 from sparsity_moves.figures.book_renderer import Figure
 from sparsity_moves.figures.conditions import generality
+from sparsity_moves.figures.decomposition import decomposition
 from sparsity_moves.figures.grokking import grokking
 from sparsity_moves.figures.matching import matching
 from sparsity_moves.figures.routers import learned_frozen
@@ -39,7 +40,17 @@ def own(main: Evidence) -> Evidence:
 
 
 @pytest.mark.parametrize(
-    "figure", [capacity, generality, grokking, matching, learned_frozen, shift_over_training, ways_back]
+    "figure",
+    [
+        capacity,
+        decomposition,
+        generality,
+        grokking,
+        matching,
+        learned_frozen,
+        shift_over_training,
+        ways_back,
+    ],
 )
 def test_a_figure_has_both_and_says_which_is_which(
     figure: Callable[[Argument], object], main: Evidence, own: Evidence
@@ -53,3 +64,13 @@ def test_a_figure_has_both_and_says_which_is_which(
     assert "his computer" in both.caption
     assert "his computer" not in alone.caption
     assert len(pl.read_csv(io.StringIO(alone.csv))) < len(lanes)
+
+
+def test_the_readers_parts_stand_at_the_same_share_of_training(main: Evidence, own: Evidence) -> None:
+    figure = decomposition(Argument(main, own))
+    assert isinstance(figure, Figure)
+    rows = pl.read_csv(io.StringIO(figure.csv), infer_schema_length=None).filter(lane=LANES["own"])
+    assert (rows["own_step"] / rows["own_step"].max() - rows["step"] / rows["step"].max()).abs().max() < 0.01  # type: ignore[operator]
+    assert set(rows["n"]) == {3}
+    few = Evidence(own.rows.filter(pl.col("arm") != "narrow"), own.settings, own.curves)
+    assert "his computer" not in decomposition(Argument(main, few)).caption  # type: ignore[union-attr]

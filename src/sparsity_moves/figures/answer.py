@@ -5,6 +5,7 @@ import polars as pl
 
 from sparsity_moves.figures.book_renderer import Figure, show
 from sparsity_moves.figures.prose import percent
+from sparsity_moves.figures.strips import runs_shown
 from sparsity_moves.figures.summary import METHOD, value
 from sparsity_moves.figures.theme import arm_style
 from sparsity_moves.figures.words import MOMENT_NAMES, profile, seeds, setting
@@ -17,9 +18,20 @@ AWAY = {
 }
 
 
-def answer(moments: pl.DataFrame, *, moment: str = "first_best") -> Figure:
-    """A one-layer Transformer for each of four FFNs, and its accuracy on add-7 without one of its parts."""
-    rows = moments.filter(pl.col("arm").is_in(ROWS), task="add7", moment=moment)
+def answer(moments: pl.DataFrame, full: pl.DataFrame | None = None, *, moment: str = "first_best") -> Figure:
+    """A one-layer Transformer for each of four FFNs, and its accuracy on add-7 without one of its parts.
+
+    Args:
+        moments: rows of the first result.
+        full: the same at full scale, where a selection box is to show those instead.
+        moment: the checkpoint looked at.
+    """
+    lanes = {
+        lane: table.filter(pl.col("arm").is_in(ROWS), task="add7", moment=moment)
+        for lane, table in (("here", moments), ("full", full))
+        if table is not None
+    }
+    rows = lanes["here"]
     experts = int(rows.filter(arm="moe")["experts"][0])
     parts, results = [], []
     for place, arm in enumerate(ROWS):
@@ -43,8 +55,13 @@ def answer(moments: pl.DataFrame, *, moment: str = "first_best") -> Figure:
                 }
             )
         for away, (_, column) in AWAY.items():
-            found = value(rows, column, arm=arm)
-            results.append(at | {"away": away, "percent": round(100 * found.mean, 1), "n": found.n})
+            for lane, models in lanes.items():
+                if models.filter(arm=arm).is_empty():
+                    continue
+                found = value(models, column, arm=arm)
+                results.append(
+                    at | {"runs": lane, "away": away, "percent": round(100 * found.mean, 1), "n": found.n}
+                )
     take = alt.param(
         name="away",
         value="ffn",
@@ -52,7 +69,9 @@ def answer(moments: pl.DataFrame, *, moment: str = "first_best") -> Figure:
             options=list(AWAY), labels=[words for words, _ in AWAY.values()], name="Take away "
         ),
     )
-    chart = _picture(pl.DataFrame(parts), pl.DataFrame(results)).add_params(take)
+    chart = _picture(pl.DataFrame(parts), pl.DataFrame(results)).add_params(
+        take, runs_shown(full is not None)
+    )
     dense, sparse = (value(rows, "no_ffn_accuracy", arm=arm) for arm in ("dense", "moe"))
     return show(
         chart,
@@ -60,14 +79,16 @@ def answer(moments: pl.DataFrame, *, moment: str = "first_best") -> Figure:
         caption=(
             f"Four one-layer Transformers that add ({setting(rows)}) and differ in the FFN only; one block is one "
             f"expert, and the filled one is open. On the right, how many answer digits are right once a part is "
-            f"taken away: mean of {seeds(rows)}, {profile(rows)}, {MOMENT_NAMES[moment]}. {{numref}}"
+            f"taken away: mean of {seeds(rows)}, {profile(rows)}, {MOMENT_NAMES[moment]}"
+            + (f" (at full scale {seeds(lanes['full'])})" if full is not None else "")
+            + ". {numref}"
             f"`fig-component-ablation` has every model with its interval ({METHOD})."
         ),
         alt=(
             "A drawing of four Transformers: input, attention, feed-forward layer, answer. Without the FFN the dense "
             f"model gets {percent(dense.mean)} of the digits right, the mixture of experts {percent(sparse.mean)}."
         ),
-        data=pl.DataFrame(results).select("label", "away", "percent", "n"),
+        data=pl.DataFrame(results).select("label", "runs", "away", "percent", "n"),
     )
 
 
@@ -110,7 +131,7 @@ def _picture(parts: pl.DataFrame, results: pl.DataFrame) -> alt.LayerChart | alt
     )
     labels = (
         alt.Chart(results)
-        .transform_filter("datum.away == away")
+        .transform_filter("datum.away == away && datum.runs == runs")
         .transform_calculate(middle="datum.row + 0.6", words="format(datum.percent, '.0f') + ' %'")
     )
     heads = alt.Chart(

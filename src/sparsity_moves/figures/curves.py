@@ -1,9 +1,12 @@
 """The shift over training: accuracy without a component at every look, and the exact sizes of every layer."""
 
+import json
+
 import altair as alt
 import polars as pl
 
 from sparsity_moves.figures.book_renderer import Figure, show
+from sparsity_moves.figures.strips import runs_shown
 from sparsity_moves.figures.theme import arm_colours, arm_label
 from sparsity_moves.figures.words import TASK_NAMES, profile, seeds, sentence, setting
 
@@ -19,13 +22,18 @@ SHOWN = {
 }
 
 
-def trajectories(curves: pl.DataFrame, moments: pl.DataFrame) -> Figure:
-    """Accuracy against training step, a thin line a seed, a thick one for the mean of each arm."""
+def trajectories(
+    curves: pl.DataFrame, moments: pl.DataFrame, full: tuple[pl.DataFrame, pl.DataFrame] | None = None
+) -> Figure:
+    """Accuracy against training step, a thin line a seed, a thick one for the mean of each arm.
+
+    Args:
+        curves, moments: of a study's runs.
+        full: the same two of the runs at full scale, where a selection box is to show those instead.
+    """
     arms = curves["arm"].unique(maintain_order=True).to_list()
-    rows = curves.with_columns(
-        pl.col("arm").replace_strict({arm: arm_label(arm) for arm in arms}),
-        *((pl.col(name) * 100).round(1) for name in SHOWN),
-    )
+    lanes = {"here": (curves, moments), **({"full": full} if full else {})}
+    rows = pl.concat(_drawn(table, arms, lane) for lane, (table, _) in lanes.items())
     controls = [
         alt.param(
             name="shown",
@@ -38,8 +46,16 @@ def trajectories(curves: pl.DataFrame, moments: pl.DataFrame) -> Figure:
             bind=alt.binding_select(options=["all", *map(arm_label, arms)], name="Stand out "),
         ),
     ]
-    panels = [_panel(rows.filter(task=task), moments.filter(task=task), arms) for task in TASK_NAMES]
-    most = max(rows.group_by("task", "arm").agg(pl.col("seed").n_unique())["seed"])
+    controls.append(runs_shown(full is not None))
+    panels = [
+        _panel(
+            rows.filter(task=task),
+            {lane: table.filter(task=task) for lane, (_, table) in lanes.items()},
+            arms,
+        )
+        for task in TASK_NAMES
+    ]
+    most = max(rows.group_by("runs", "task", "arm").agg(pl.col("seed").n_unique())["seed"])
     drawn = f"the first {LINES} seeds of each" if most > LINES else "one a seed"
     return show(
         alt.vconcat(*panels, spacing=14).add_params(*controls),
@@ -47,18 +63,42 @@ def trajectories(curves: pl.DataFrame, moments: pl.DataFrame) -> Figure:
         caption=(
             f"Accuracy over training, evaluated without the component. Thin lines: {drawn}; thick lines: mean "
             f"over all seeds ({seeds(moments)}, {profile(moments)}), whether they learned the task or not."
+            + (f" At full scale: {seeds(full[1])}." if full else "")
         ),
         alt="Line charts for three tasks: accuracy without the FFN at every look during training, one colour "
         "for each feed-forward layer. " + _ends(curves),
-        data=curves,
+        data=rows if full else curves,
     )
 
 
-def _panel(rows: pl.DataFrame, moments: pl.DataFrame, arms: list[str]) -> alt.LayerChart:
-    steps = rows["step"].unique().sort()
-    rows = rows.filter(pl.col("step").is_in(steps.gather_every(max(1, len(steps) // LOOKS)).to_list()))
-    first = moments["seed"].unique(maintain_order=True).head(LINES).to_list()
-    means = rows.group_by("arm", "step", maintain_order=True).agg(
+def _drawn(curves: pl.DataFrame, arms: list[str], lane: str) -> pl.DataFrame:
+    """Some of the looks of every run, in percent."""
+    place = pl.col("step").rank("dense").over("task") - 1
+    every = pl.max_horizontal(1, pl.col("step").n_unique().over("task") // LOOKS)
+    return curves.filter(pl.col("arm").is_in(arms), place % every == 0).select(
+        pl.lit(lane).alias("runs"),
+        "task",
+        pl.col("arm").replace_strict({arm: arm_label(arm) for arm in arms}),
+        pl.col("seed").cast(pl.Int64),
+        pl.col("step").cast(pl.Int64),
+        *((pl.col(name).cast(pl.Float64) * 100).round(1) for name in SHOWN),
+    )
+
+
+def _panel(rows: pl.DataFrame, moments: dict[str, pl.DataFrame], arms: list[str]) -> alt.LayerChart:
+    first = pl.concat(
+        table.select("seed")
+        .unique(maintain_order=True)
+        .head(LINES)
+        .select(pl.lit(lane).alias("runs"), pl.col("seed").cast(pl.Int64))
+        for lane, table in moments.items()
+    )
+    about = {
+        lane: [sentence(TASK_NAMES[table["task"][0]]), sentence(setting(table))]
+        for lane, table in moments.items()
+        if len(table)
+    }
+    means = rows.group_by("runs", "arm", "step", maintain_order=True).agg(
         *(pl.col(name).mean().round(1) for name in SHOWN), pl.col("seed").n_unique().alias("seeds")
     )
     colour = alt.Color(
@@ -72,8 +112,10 @@ def _panel(rows: pl.DataFrame, moments: pl.DataFrame, arms: list[str]) -> alt.La
     strong = alt.condition("standing_out == 'all' || datum.arm == standing_out", alt.value(1), alt.value(0.1))
     x = alt.X("step:Q", title="Training step", axis=alt.Axis(tickCount=6))
     y = alt.Y("shown_accuracy:Q", title="Accuracy (%)", scale=alt.Scale(domain=[0, 100]))
-    thin = alt.Chart(rows.filter(pl.col("seed").is_in(first)).select("arm", "seed", "step", *SHOWN))
-    thick = alt.Chart(means)
+    here = "datum.runs == runs"
+    lines = rows.join(first, on=["runs", "seed"], maintain_order="left").drop("task")
+    thin = alt.Chart(lines).transform_filter(here)
+    thick = alt.Chart(means).transform_filter(here)
     tips = [
         alt.Tooltip("arm:N", title="FFN"),
         "step:Q",
@@ -91,7 +133,7 @@ def _panel(rows: pl.DataFrame, moments: pl.DataFrame, arms: list[str]) -> alt.La
         )
         .resolve_scale(color="shared")
         .properties(
-            title=alt.Title(sentence(TASK_NAMES[moments["task"][0]]), subtitle=sentence(setting(moments))),
+            title={"text": {"expr": f"{json.dumps(about)}[runs]"}},
             width=500,
             height=150,
         )

@@ -8,7 +8,7 @@ import polars as pl
 from sparsity_moves.figures.book_renderer import Figure, show
 from sparsity_moves.figures.claim_words import signed
 from sparsity_moves.figures.prose import Text, hover
-from sparsity_moves.figures.strips import nothing_yet
+from sparsity_moves.figures.strips import LANES, nothing_yet
 from sparsity_moves.figures.summary import METHOD, Summary, summary
 from sparsity_moves.figures.theme import arm_style
 from sparsity_moves.figures.words import MOMENT_NAMES, profile, seeds
@@ -35,6 +35,7 @@ def decomposition(argument: Argument, task: str = "add7") -> Figure | Text:
     steps = steps[:: max(1, len(steps) // LOOKS)]
     rows = [row for step in steps for row in _bars(curves.filter(step=step), path, step)]
     data = pl.DataFrame(rows)
+    own = _beside(argument, task, path, steps)
     start = argument.moments(task, ["moe"]).filter(moment="first_best")["step"].mean()
     nearest = min(steps, key=lambda step: abs(step - float(start or 0)))  # type: ignore[arg-type]
     spacing = steps[1] - steps[0] if len(steps) > 1 else 1
@@ -63,7 +64,15 @@ def decomposition(argument: Argument, task: str = "add7") -> Figure | Text:
         here.transform_calculate(edge="max(datum.right, datum.to)")
         .mark_text(align="left", dx=6)
         .encode(alt.X("edge:Q"), y, text="words:N"),
-    ).properties(width=430, height=alt.Step(32))
+    )
+    if len(own):
+        chart += (
+            alt.Chart(own)
+            .transform_filter("datum.step == at_step")
+            .mark_bar(height=26, filled=False, strokeWidth=1.5, strokeDash=[3, 2])
+            .encode(x, alt.X2("to:Q"), y, stroke=alt.value("currentColor"), tooltip=[*tips, "own_step:Q"])
+        )
+    chart = chart.properties(width=430, height=alt.Step(32))
     moments = argument.moments(task, path)
     at = data.filter(step=nearest)
     return show(
@@ -73,13 +82,40 @@ def decomposition(argument: Argument, task: str = "add7") -> Figure | Text:
             "From the dense layer to the MoE in single changes. Each coloured bar is one part of the shift, the mean "
             f"of its differences seed by seed, so that the parts sum to the whole; thin lines: {METHOD} "
             f"({seeds(moments)}, {profile(moments)})."
+            + (
+                " Dashed outlines: *this computer*, the reader's own, shorter runs after the same share of training."
+                if len(own)
+                else ""
+            )
         ),
         alt="A waterfall chart. At step "
         + f"{nearest}: "
         + ", ".join(f"{part} {words}" for part, words in at.select("part", "words").iter_rows())
         + ".",
-        data=data.drop("colour", "words"),
+        data=pl.concat(
+            [
+                rows.drop("colour", "words").with_columns(lane=pl.lit(LANES[lane]))
+                for lane, rows in (("main", data), ("own", own))
+                if len(rows)
+            ],
+            how="diagonal",
+        ),
     )
+
+
+def _beside(argument: Argument, task: str, path: list[str], steps: list[int]) -> pl.DataFrame:
+    """The bars of the reader's own runs at the same shares of their training; no rows where he lacks an arm."""
+    curves = argument.curves(task, path, own=True)
+    if set(curves["arm"]) != set(path):
+        return pl.DataFrame()
+    looks = curves["step"].unique().sort().to_list()
+    rows = []
+    for step in steps:
+        near = min(looks, key=lambda look: abs(look / looks[-1] - step / steps[-1]))
+        rows += [
+            bar | {"step": step, "own_step": near} for bar in _bars(curves.filter(step=near), path, near)
+        ]
+    return pl.DataFrame(rows)
 
 
 def _bars(curves: pl.DataFrame, path: list[str], step: int) -> list[dict[str, object]]:

@@ -84,7 +84,7 @@ def grouped(
             "part:N",
             sort=shown,
             title=None,
-            axis=alt.Axis(labelAngle=-35 if len(shown) > 4 else 0),
+            axis=alt.Axis(labelAngle=-35 if len(shown) > 4 or sum(map(len, shown)) > 30 else 0),
             scale=alt.Scale(domain=shown),
         ),
         "xOffset": alt.XOffset("arm:N", sort=labels, scale=alt.Scale(domain=labels)),

@@ -29,6 +29,13 @@ def selected(name: str, label: str, options: Mapping[str, str]) -> alt.Parameter
     return alt.param(name=name, value=next(iter(options)), bind=bind)
 
 
+def runs_shown(full: bool) -> alt.Parameter:
+    """Whether a chart shows this build's runs or those at full scale; a selection box where there are both."""
+    if not full:
+        return alt.param(name="runs", value="here")
+    return selected("runs", "Runs:", {"here": "this build", "full": "full scale"})
+
+
 def checkpoint(*tables: pl.DataFrame, moments: Mapping[str, str] = MOMENTS) -> alt.Parameter:
     """Which checkpoint is looked at; a selection box, unless every model's best is its last."""
     looked = pl.concat(

@@ -19,11 +19,14 @@ SHOWN = {
 }
 
 
-def expert_sweep(moments: pl.DataFrame, *, experts: int = 4, moment: str = "final") -> Figure:
+def expert_sweep(
+    moments: pl.DataFrame, full: pl.DataFrame | None = None, *, experts: int = 4, moment: str = "final"
+) -> Figure:
     """No-FFN accuracy by number of experts and total width, all powers of two.
 
     Args:
         moments: `runs.moments` of the sweep study.
+        full: the same at full scale, of any of the widths.
         experts: where the slider stands at first.
         moment: the checkpoint looked at.
 
@@ -118,6 +121,8 @@ def expert_sweep(moments: pl.DataFrame, *, experts: int = 4, moment: str = "fina
             }
         },
     )
+    if full is not None and len(full := full.filter(moment=moment)):
+        strip += _diamonds(full, here)
     low, high = (means.filter(experts=n, width=widths[-1])["mean"][0] for n in (counts[0], counts[-1]))
     return show(
         alt.vconcat(grid, strip, spacing=24).add_params(*sliders),
@@ -126,6 +131,11 @@ def expert_sweep(moments: pl.DataFrame, *, experts: int = 4, moment: str = "fina
             f"No-FFN accuracy on addition with carry ({setting(rows)}) by number of experts and total FFN width: "
             f"{seeds(rows)}, {profile(rows)}, last step. Above, means; below, each seed of the cell that the "
             f"sliders pick, its mean and {METHOD}."
+            + (
+                f" Diamonds: means at full scale ({seeds(full)}), where that cell was trained."
+                if full is not None
+                else ""
+            )
         ),
         alt=(
             f"A map of accuracy without the FFN, up to {most:.0f} %. At width {widths[-1]} it goes from "
@@ -134,3 +144,30 @@ def expert_sweep(moments: pl.DataFrame, *, experts: int = 4, moment: str = "fina
         ),
         data=rows.select("experts", "width", "seed", *SHOWN, "step", "spec_id"),
     )
+
+
+def _diamonds(full: pl.DataFrame, here: str) -> alt.Chart:
+    """Means of the full-scale runs of the cell that is picked."""
+    keys = ["experts", "width", "shown"]
+    found = summaries(full.unpivot(list(SHOWN), index=keys[:2], variable_name="shown"), keys, "value")
+    rows = found.drop("sd").with_columns(
+        pl.col("shown").replace_strict(SHOWN),
+        *((pl.col(name) * 100).round(2) for name in ("mean", "low", "high")),
+    )
+    diamonds: alt.Chart = (
+        alt.Chart(rows)
+        .transform_filter(here)
+        .mark_point(shape="diamond", size=110, filled=False, strokeWidth=2, color="#9c6e00")
+        .encode(
+            alt.X("mean:Q"),
+            alt.Y("shown:N", sort=list(SHOWN.values()), title=None),
+            tooltip=[
+                "shown:N",
+                alt.Tooltip("mean:Q", title="full scale (%)"),
+                alt.Tooltip("low:Q", title="95 % CI from"),
+                alt.Tooltip("high:Q", title="to"),
+                alt.Tooltip("n:Q", title="seeds"),
+            ],
+        )
+    )
+    return diamonds

@@ -77,3 +77,23 @@ def full_scale(study: str) -> pl.DataFrame | None:
         return None
     rows = store.table("runs.parquet").filter(study=study)
     return None if rows.is_empty() else rows
+
+
+def full_curves(study: str) -> tuple[pl.DataFrame, pl.DataFrame] | None:
+    """Curves of our own runs of a study at the paper's scale, with `task`, `arm`, `seed`; and their moments."""
+    moments = full_scale(study)
+    if moments is None:
+        return None
+    names = moments.select("spec_id", "task", "arm", "seed").unique(maintain_order=True)
+    curves = Store(results_folder("paper")).table("curves.parquet")
+    return names.join(curves, on="spec_id", maintain_order="left_right"), moments
+
+
+def full_experts() -> pl.DataFrame | None:
+    """Our own runs of the paper's MoE with any number of experts, at its scale; one is the dense layer. Or None."""
+    found = [rows for name in ("redistribution", "experts") if (rows := full_scale(name)) is not None]
+    if not found:
+        return None
+    moe = {"task": "add7", "gated": False, "gate": "renormalised", "top_k": 1}
+    rows = pl.concat(found, how="diagonal_relaxed").filter(pl.col("router").is_in(["none", "learned"]), **moe)
+    return rows.unique(("spec_id", "moment"), maintain_order=True)
