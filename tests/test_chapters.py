@@ -1,6 +1,7 @@
 """What the chapters show: figures and tables from a table of runs, sentences decided by their numbers, players whose
 answers are the tasks', and the panel that trains live."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser
 
 from sparsity_moves import studies
-from sparsity_moves.figures import curves, differences, prose, reference, sizes, sweep, words
+from sparsity_moves.figures import agreement, curves, differences, prose, reference, sizes, sweep, words
 from sparsity_moves.figures.ablation import LANES, component_ablation
 from sparsity_moves.figures.answer import answer
 from sparsity_moves.figures.book_renderer import DATA_DIR, to_json
@@ -208,6 +209,34 @@ class TestFirstResult:
         theirs = [find("add7", arm, "no_ffn_accuracy")["value"] for arm in ("moe", "dense")]
         assert rows["published"][0] == f"+{theirs[0] - theirs[1]:.1f}"  # type: ignore[operator]
         assert rows["zero"][0] == "+40.0"
+
+
+class TestAgreement:
+    """The lab's chapter says what the committed benchmark found, and only that."""
+
+    def told(self, path: Path, difference: list[float]) -> str:
+        found = {"lab": [0.2, 0.4], "python": [0.1, 0.3], "difference": difference}
+        told = {"seeds": 2, "level": 0.975, "no_ffn_accuracy": {"dense": found}}
+        path.write_text(json.dumps(told), encoding="utf-8")
+        return agreement.agreement()
+
+    def test_it_says_whether_zero_is_in_the_interval(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(agreement, "benchmark", lambda: tmp_path / "lab_agreement.json")
+        assert "not measured yet" in agreement.agreement()
+        same, apart = (
+            self.told(tmp_path / "lab_agreement.json", ends) for ends in ([-0.1, 0.2], [0.05, 0.2])
+        )
+        assert "includes zero" in same
+        assert ">30.0" in same
+        assert ">20.0" in same
+        assert "they differ" in apart
+
+    def test_the_committed_table_has_the_seeds_it_was_asked_for(self) -> None:
+        told = json.loads(agreement.benchmark().read_text(encoding="utf-8"))
+        for found in told["no_ffn_accuracy"].values():
+            assert len(found["lab"]) == len(found["python"]) == told["seeds"] >= 20
 
 
 class TestSweep:

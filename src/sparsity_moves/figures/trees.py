@@ -32,7 +32,8 @@ ARMS: dict[TaskName, tuple[str, ...]] = {task: (*BESIDE, *_forests(task)) for ta
 def by_height(argument: Argument, task: TaskName = "add7") -> Figure | Text:
     """Accuracy without the FFN over the trees' height; dense, narrow and MoE as levels."""
     names = [name for name in ARMS[task] if name not in BESIDE]
-    main, beside = argument.moments(task, names), argument.moments(task, BESIDE)
+    held = [name for name in BESIDE if name != "moe_frozen"]  # it lies on the MoE's line
+    main, beside = argument.moments(task, names), argument.moments(task, held)
     if main.is_empty():
         return nothing_yet("The trees' heights")
     kinds = [kind for kind in TREES if kind in {kind_of(name) for name in main["arm"]}]

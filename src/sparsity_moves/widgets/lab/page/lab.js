@@ -8,7 +8,7 @@ const QUIET = 4000; // milliseconds between two sentences for a screen reader, w
 export function mount(el, given) {
   const recorded = given.recorded;
   let setting = given.setting ?? recorded.setting, rows = [], look = null, pinned = null, state = "rest", now = 0;
-  let notice = "", typed = null, closedHeads = 0, closedExperts = 0, trainer = null, waiting = 0, spokenAt = 0, coming = 0;
+  let notice = "", typed = null, closedHeads = 0, closedExperts = 0, trainer = null, waiting = 0, spokenAt = 0, coming = 0, wide = 420, inputWaits = 0;
   const why = obstacle();
 
   const status = h("p", { class: "lab-state" });
@@ -185,7 +185,7 @@ export function mount(el, given) {
 
   function draw() {
     const task = CONFIG.tasks[setting.task], heldOut = setting.task === "modular_addition", shown = compared();
-    const width = Math.min(560, Math.max(280, places.accuracy.clientWidth || 420)), main = shown.at(-1), last = main.rows.at(-1);
+    const width = Math.min(560, Math.max(280, wide)), main = shown.at(-1), last = main.rows.at(-1);
 
     play.textContent = state === "training" ? "Pause" : state === "paused" && now ? "Go on" : "Train";
     for (const button of [play, once, again]) button.disabled = Boolean(why);
@@ -209,6 +209,15 @@ export function mount(el, given) {
       const { concentration, live } = last.spectrum;
       places.spectrum.replaceChildren(spectrumChart(last.spectrum, width), h("p", {}, `A unit's strongest frequency holds ${percent(concentration)} of its power, on average over the ${live} units that are not constant.`));
     }
+    inputWaits ||= requestAnimationFrame(() => {
+      inputWaits = 0;
+      drawInput();
+    });
+  }
+
+  // What belongs to the one input, and the numbers: in a frame of their own, so that no frame draws everything.
+  function drawInput() {
+    const task = CONFIG.tasks[setting.task], main = compared().at(-1);
     const seen = look ?? (main.kind === "recorded" && String(recorded.look.tokens) === String(typed.tokens) ? recorded.look : null);
     const answers = typed.targets.map((target) => answerWord(setting.task, target));
     if (seen && String(seen.tokens) === String(typed.tokens)) {
@@ -219,7 +228,7 @@ export function mount(el, given) {
       places.predictions.replaceChildren(first());
       places.heads.replaceChildren(first());
     }
-    if (details.open) places.numbers.replaceChildren(numbers(main.rows, heldOut));
+    if (details.open) places.numbers.replaceChildren(numbers(main.rows, setting.task === "modular_addition"));
   }
 
   function followLink() {
@@ -236,11 +245,16 @@ export function mount(el, given) {
   choose(setting, false);
   followLink();
   addEventListener("hashchange", followLink);
-  const resized = new ResizeObserver(soon);
+  const resized = new ResizeObserver(([box]) => { // asked for while drawing, the width would lay the page out an extra time
+    wide = box.contentRect.width || wide;
+    soon();
+  });
   resized.observe(places.accuracy);
   return () => {
     removeEventListener("hashchange", followLink);
     resized.disconnect();
+    cancelAnimationFrame(waiting);
+    cancelAnimationFrame(inputWaits);
     clearTimeout(coming);
     trainer?.end();
   };
