@@ -107,8 +107,14 @@ def plain(value: float | np.ndarray, digits: int) -> str:
     return f"{value:,.{digits}f}".replace("-", "−").replace(",", "\u202f")
 
 
+FIVE = 5
+"""Seeds that the paper has."""
+
+
 def draws_words(held: int | None, pairs: int) -> str:
     """In how many draws of five seeds a claim holds, or why five cannot be drawn."""
     if held is None:
         return f"Five seeds cannot be drawn: it has {pairs} pair{'s' if pairs != 1 else ''}."
-    return f"Holds in {held} of {DRAWS} draws of five seeds."
+    if pairs == FIVE:
+        return "It has just five pairs: there is one draw of five."
+    return f"Five of these {pairs} seeds would be enough to show it in {held} of {DRAWS} draws."

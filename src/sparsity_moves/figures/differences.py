@@ -111,7 +111,8 @@ def reading(moments: pl.DataFrame) -> Iterator[str]:
     yield (
         f"**Chance.** “{sentence(strongest)}” alone scores {percent(chance[strongest])}. "
         + (f"Above it: {listed(above)}." if above else "No arm's mean is above it.")
-        + " A model below that line has moved part of the computation into attention, not the whole of it."
+        + " Below that line a score alone does not show that anything is computed, since copying digits would "
+        "explain it; the difference from the dense model, which could copy as well, shows that attention carries more."
     )
     yield from _router(rows)
     done = {

@@ -206,16 +206,21 @@ def _whose(argument: Argument, rows: pl.DataFrame, lane: str) -> str:
     return f"{who[:1].upper()}{who[1:]}: {many} seed{'' if high == 1 else 's'} an arm"
 
 
-def part_mean(argument: Argument, rows: pl.DataFrame, unit: str = "", **where: object) -> str:
-    """A mean of such rows in a sentence, with its n in sight: of the full-scale runs, or the reader's if more.
+FEW = 3
+"""Fewer seeds than this have no interval worth the name."""
 
+
+def part_mean(argument: Argument, rows: pl.DataFrame, unit: str = "", **where: object) -> str:
+    """A mean of such rows in a sentence, with its n in sight: of the full-scale runs, or of the reader's.
+
+    The reader's are told where they are more and the full-scale ones are few.
     Pointed at, it says interval and runs. `where` are columns and values; `unit` is % or nothing.
     """
     fits = rows.filter(**where).drop_nulls("value")
     if fits.is_empty():
         return "*not yet measured*"
     sizes = {lane: fits.filter(lane=lane)["seed"].n_unique() for lane in ("main", "own")}
-    lane = max(sizes, key=lambda each: sizes[each])
+    lane = "main" if sizes["main"] >= FEW else max(sizes, key=lambda each: sizes[each])
     own = fits.filter(lane=lane)
     found = summary(own["value"].to_list())
     places = 0 if unit == "%" else 2

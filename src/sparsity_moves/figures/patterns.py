@@ -98,8 +98,8 @@ def patterns(argument: Argument) -> Figure | Text:
         name="patterns",
         caption=(
             "Where each head looks (columns: input digits from the ones on, the end of the input, output digits) "
-            "when an output digit is answered (rows), averaged over the inputs of one carry length. The darker "
-            f"the more; each model by itself, since heads have no common order ({kinds} to choose from): so "
+            "when an output digit is answered (rows), averaged over the inputs of one carry length. The stronger the "
+            f"colour, the more; each model by itself, since heads have no common order ({kinds} to choose from): so "
             "without interval."
         ),
         alt="Small heat maps of mean attention weights, a row an arm and a column a head.",

@@ -33,7 +33,7 @@ def runs_shown(full: bool) -> alt.Parameter:
     """Whether a chart shows this build's runs or those at full scale; a selection box where there are both."""
     if not full:
         return alt.param(name="runs", value="here")
-    return selected("runs", "Runs:", {"here": "this build", "full": "full scale"})
+    return selected("runs", "Runs:", {"full": "full scale", "here": "this build"})
 
 
 def checkpoint(*tables: pl.DataFrame, moments: Mapping[str, str] = MOMENTS) -> alt.Parameter:

@@ -109,7 +109,7 @@ class Teller:
         return sentence if self.holds(claim) else otherwise
 
     def of_five(self, claim: str) -> str:
-        """In how many draws of five seeds a claim holds: "Holds in 23 of 1000 draws of five seeds."."""
+        """In how many draws of five seeds a claim holds: in words."""
         (found,) = (each for each in self.argument.board.claims if each.id == claim)
         return draws_words(self._of_five[claim], self.argument.board.pairs(found))
 
