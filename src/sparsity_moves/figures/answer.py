@@ -79,7 +79,8 @@ def answer(moments: pl.DataFrame, full: pl.DataFrame | None = None, *, moment: s
         caption=(
             f"Four one-layer Transformers that add ({setting(rows)}) and differ in the FFN only; one block is one "
             f"expert; of an FFN that is there, the filled one is open. On the "
-            f"right, how many answer digits are right once a part is taken away: mean of {seeds(rows)}, {profile(rows)}, {MOMENT_NAMES[moment]}"
+            f"right, how many answer digits are right once a part is taken away: mean of {seeds(rows)}, "
+            f"{profile(rows)}, {MOMENT_NAMES[moment]}"
             + (f" (at full scale {seeds(lanes['full'])})" if full is not None else "")
             + ". {numref}"
             f"`fig-component-ablation` has every model with its interval ({METHOD})."

@@ -112,7 +112,8 @@ def reading(moments: pl.DataFrame) -> Iterator[str]:
         f"**Chance.** “{sentence(strongest)}” alone scores {percent(chance[strongest])}. "
         + (f"Above it: {listed(above)}." if above else "No arm's mean is above it.")
         + " Below that line a score alone does not show that anything is computed, since copying digits would "
-        "explain it; the difference from the dense model, which could copy as well, shows that attention carries more."
+        "explain it; the difference from the dense model, which could copy as well, shows that attention carries "
+        "more."
     )
     yield from _router(rows)
     done = {
