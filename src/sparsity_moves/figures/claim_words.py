@@ -9,7 +9,7 @@ from sparsity_moves.figures.words import MOMENT_NAMES, SHORT_NAMES
 from sparsity_moves.studies.claims import Part, Side
 from sparsity_moves.studies.published import PAPER_MOMENT
 from sparsity_moves.studies.statistics import t_interval
-from sparsity_moves.studies.verdicts import DRAWS
+from sparsity_moves.studies.verdicts import DRAWS, FIVE
 
 MEASURES = {
     "no_ffn_accuracy": "accuracy without the FFN",
@@ -105,10 +105,6 @@ def signed(value: float | np.ndarray, digits: int) -> str:
 def plain(value: float | np.ndarray, digits: int) -> str:
     """A number with so many digits after the point, and its thousands apart."""
     return f"{value:,.{digits}f}".replace("-", "−").replace(",", "\u202f")
-
-
-FIVE = 5
-"""Seeds that the paper has."""
 
 
 def draws_words(held: int | None, pairs: int) -> str:

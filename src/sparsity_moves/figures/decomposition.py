@@ -81,7 +81,8 @@ def decomposition(argument: Argument, task: str = "add7") -> Figure | Text:
         caption=(
             "From the dense layer to the MoE in single changes. Each coloured bar is one part of the shift, the mean "
             f"of its differences seed by seed, so that the parts sum to the whole; thin lines: {METHOD} "
-            f"({seeds(moments)}, {profile(moments)})."
+            f"({seeds(moments)}, {profile(moments)}). The slider opens near the mean of the paper's checkpoints, "
+            "which are not at one step."
             + (
                 " Dashed outlines: *this computer*, the reader's own, shorter runs after the same share of training."
                 if len(own)
