@@ -1,8 +1,11 @@
 """The programs that the benchmark compares do the same work: equal weights and batches give equal losses."""
 
 import importlib.util
+import json
+import math
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -47,12 +50,86 @@ def test_jax_trains_as_the_fleet_does(problem) -> None:
     agree(given, jax_vmap.build(given, "cpu", "float32")())
 
 
-def test_a_loss_that_is_off_is_seen() -> None:
-    from peers_speed import TOLERANCE, difference
+class TestLosses:
+    REFERENCE: ClassVar = [[1.0] * 64, [2.0] * 64]
 
-    assert difference([[2.0], [1.0]], [[2.0, 5.0], [1.1, 5.0]]) > TOLERANCE["tf32"]
-    assert not difference([[float("nan")]], [[1.0]]) <= TOLERANCE["tf32"]
-    assert difference([[2.0], [1.0]], [[2.0, 5.0], [1.0, 5.0]]) == 0
+    def off(self, *models: int, by: float = 0.1) -> list[list[float]]:
+        losses = [list(row) for row in self.REFERENCE]
+        for model in models:
+            losses[1][model] *= 1 + by
+        return losses
+
+    def agrees(self, problem: Problem, losses: list[list[float]]) -> bool:
+        from peers_speed import agreement
+
+        return agreement(problem, losses, self.REFERENCE)["agrees"]
+
+    @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+    def test_one_that_rounding_alone_parts_agrees(self, problem) -> None:
+        assert self.agrees(problem, self.off(3, by=1e-4))
+        assert self.agrees(problem, [row[:1] for row in self.REFERENCE])
+
+    @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+    def test_nan_never_agrees(self, problem) -> None:
+        assert not self.agrees(problem, self.off(3, by=math.nan))
+
+    def test_a_dense_model_that_is_off_is_seen(self) -> None:
+        assert not self.agrees(Problem("add7", "dense"), self.off(3))
+
+    def test_few_models_of_experts_may_go_another_way(self) -> None:
+        assert self.agrees(Problem("add7", "moe"), self.off(0, 1, 2, 3))
+        assert not self.agrees(Problem("add7", "moe"), self.off(0, 1, 2, 3, 4))
+
+
+class Programs:
+    """Stands for `peers_speed.Bench`: each cell measured is one more than the last."""
+
+    measured = 0
+
+    def __init__(self, *given) -> None:
+        pass
+
+    def ceilings(self) -> dict[str, float]:
+        return {"fp32": 1e12, "tf32": 1e12, "copy": 1e12}
+
+    def cell(self, problem, models):
+        Programs.measured += 1
+        return {
+            "e": {
+                "model_steps_per_second": float(Programs.measured),
+                "setup": 1.0,
+                "form": "fleet",
+                "agrees": True,
+            }
+        }
+
+    def end(self) -> None:
+        pass
+
+
+def test_cells_of_the_same_device_and_versions_are_not_measured_again(tmp_path, monkeypatch) -> None:
+    import peers_speed
+
+    monkeypatch.setattr(peers_speed, "Bench", Programs)
+
+    def after(*more: str) -> list[float]:
+        peers_speed.main(["--quick", "--rows", "e", "--device", "cpu", "--output", str(tmp_path), *more])
+        (file,) = tmp_path.iterdir()
+        record = json.loads(file.read_text())
+        assert len(record["cells"]) + len(record["left_out"]) == 4
+        assert str(tmp_path) not in record["command"]
+        return [cell["rows"]["e"]["model_steps_per_second"] for cell in record["cells"]]
+
+    assert after("--minutes", "0") == []
+    assert after() == [1, 2, 3, 4]
+    (file,) = tmp_path.iterdir()
+    record = json.loads(file.read_text())
+    del record["cells"][1]
+    file.write_text(json.dumps(record))
+    assert after() == [1, 5, 3, 4]
+    assert after("--anew") == [6, 7, 8, 9]
+    monkeypatch.setattr(peers_speed, "versions", lambda: {"torch": "another"})
+    assert after() == [10, 11, 12, 13]
 
 
 def test_the_table_hides_neither_a_missing_row_nor_one_that_disagrees() -> None:

@@ -223,6 +223,25 @@ def test_a_layer_with_every_option(nonlinearity, always_on, learns, tokens):
     assert_close(found, expected)
 
 
+# --- Mixed precision ------------------------------------------------------------------------------------------------
+
+
+def test_under_autocast_a_forest_is_that_of_the_cast_numbers():
+    ffn = trees(4, 3)
+    given = [t.to(DEVICE).requires_grad_() for t in layer(ffn, 33, 16)]
+    with torch.autocast(DEVICE, torch.bfloat16):
+        found = forest(*given, ffn.tree_depth, ffn.activation)
+    cast = [t.detach().bfloat16().requires_grad_() for t in given]
+    expected = forest(*cast, ffn.tree_depth, ffn.activation)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, expected)
+    (found.float() ** 2).sum().backward()
+    (expected.float() ** 2).sum().backward()
+    for own, other in zip(given, cast, strict=True):
+        assert own.grad.dtype == torch.float32
+        assert torch.equal(own.grad, other.grad.float())
+
+
 # --- The floor ------------------------------------------------------------------------------------------------------
 
 

@@ -48,6 +48,11 @@ def forest(
     """Σ φ(a_n) w_out,n over the paths of all trees, by the kernel for the device and the number of tokens."""
     if not len(x):
         return (x @ w_in.T + b_in) @ w_out  # nothing, which still has gradients
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind):  # as a linear layer would: its numbers are cast, forward and backward
+        lower = (t.to(torch.get_autocast_dtype(kind)) for t in (x, w_in, b_in, w_out))
+        with torch.autocast(kind, enabled=False):
+            return forest(*lower, depth, activation)
     if x.is_cuda:
         from sparsity_moves.kernels.triton.tree import forest as on_gpu
 

@@ -22,8 +22,8 @@ from sparsity_moves.model.architecture import FeedForward, Parameters
 from sparsity_moves.model.routing import Routing
 
 CHUNK, SLICE = 128, 32
-"""Assignments a program takes through its expert, and hidden units it holds at once; half of both from 129 wide on,
-or they would not fit a multiprocessor."""
+"""Assignments a program takes through its expert, and hidden units it holds at once; fewer in wide models, which would
+not fit a multiprocessor."""
 TILE = 128
 """Rows and columns of a matrix's gradient that a program sums."""
 
@@ -335,8 +335,12 @@ class _Grouped(torch.autograd.Function):
         experts = gates.shape[-1]
         width = w_in.shape[-1] // experts
         x, gates = x.contiguous(), gates.contiguous()
-        # What a program holds of tokens and matrices must fit the multiprocessor's shared memory.
-        chunk, piece = (CHUNK, SLICE) if d_model <= 128 else (CHUNK // 2, SLICE // 2)
+        # What a program holds of tokens and matrices must fit the multiprocessor's shared memory, and products to
+        # fp32's bits hold each number in two parts.
+        held = d_model * (1 if precision() == "tf32" else 2)
+        chunk, piece = (
+            (CHUNK, SLICE) if held <= 128 else (CHUNK // 2, 16) if held <= 256 else (CHUNK // 4, 16)
+        )
         by = dispatch(chosen, top_k, chunk)
         ctx.settings = {
             "E": experts,
