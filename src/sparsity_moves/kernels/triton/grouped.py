@@ -22,8 +22,8 @@ from sparsity_moves.model.architecture import FeedForward, Parameters
 from sparsity_moves.model.routing import Routing
 
 CHUNK, SLICE = 128, 32
-"""Assignments a program takes through its expert, and hidden units it holds at once; fewer in wide models, which would
-not fit a multiprocessor."""
+"""Assignments a program takes through its expert, and hidden units it holds at once; fewer in wide models, where
+so many would not fit a multiprocessor."""
 TILE = 128
 """Rows and columns of a matrix's gradient that a program sums."""
 
