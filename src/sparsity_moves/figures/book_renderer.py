@@ -105,8 +105,8 @@ def placeholder(name: str, spec: Mapping[str, object]) -> str:
 
 
 def to_json(spec: Mapping[str, object]) -> str:
-    """The specification on one line, its keys in order."""
-    return json.dumps(spec, sort_keys=True)
+    """The specification on one line, its keys in order, and no space between."""
+    return json.dumps(spec, sort_keys=True, separators=(",", ":"))
 
 
 @cache

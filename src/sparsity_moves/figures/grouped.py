@@ -113,17 +113,20 @@ def grouped(
         return alt.Chart(frame).transform_filter(here) if here else alt.Chart(frame)
 
     def unfolded(frame: pl.DataFrame) -> alt.Chart:
-        """One row a model and choice in the page, a column a part: with many seeds a fifth of the bytes."""
-        index = [column for column in frame.columns if column not in ("part", "value")]
-        wide = frame.pivot(on="part", index=index, values="value")
-        columns = {f"p{place}": part for place, part in enumerate(shown) if part in wide.columns}
-        wide = wide.select(*index, **{column: pl.col(part) for column, part in columns.items()})
-        return (
-            chosen(wide)
-            .transform_fold(list(columns), as_=["column", "value"])
-            .transform_filter("isValid(datum.value)")
-            .transform_calculate(part=f"{json.dumps(columns)}[datum.column]")
-        )
+        """One row a model in the page, and a column a part and choice: with many seeds a fifth of the bytes."""
+        kinds = ["part", *choices]
+        index = [column for column in frame.columns if column not in (*kinds, "value")]
+        found = frame.select(kinds).unique(maintain_order=True).with_row_index("column")
+        found = found.with_columns(pl.format("p{}", "column").alias("column"))
+        frame = frame.with_columns(pl.col("value").round_sig_figs(4))
+        wide = frame.join(found, on=kinds).pivot(on="column", index=index, values="value")
+        meant = {column: kind for column, *kind in found.iter_rows()}
+        chart = alt.Chart(wide).transform_fold(list(meant), as_=["column", "value"])
+        for place, kind in enumerate(kinds):
+            names = {column: kind_[place] for column, kind_ in meant.items()}
+            chart = chart.transform_calculate(**{kind: f"{json.dumps(names)}[datum.column]"})
+        here = [f"datum.{column} == {column}" for column in choices]
+        return chart.transform_filter(" && ".join(["isValid(datum.value)", *here]))
 
     def panel(lane: str) -> alt.LayerChart | alt.FacetChart:
         own, average = models.filter(lane=lane).drop("lane"), means.filter(lane=lane).drop("lane")

@@ -50,9 +50,9 @@ def forest(
         return (x @ w_in.T + b_in) @ w_out  # nothing, which still has gradients
     kind = x.device.type
     if torch.is_autocast_enabled(kind):  # as a linear layer would: its numbers are cast, forward and backward
-        lower = (t.to(torch.get_autocast_dtype(kind)) for t in (x, w_in, b_in, w_out))
+        dtype = torch.get_autocast_dtype(kind)
         with torch.autocast(kind, enabled=False):
-            return forest(*lower, depth, activation)
+            return forest(x.to(dtype), w_in.to(dtype), b_in.to(dtype), w_out.to(dtype), depth, activation)
     if x.is_cuda:
         from sparsity_moves.kernels.triton.tree import forest as on_gpu
 
