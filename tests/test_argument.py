@@ -476,7 +476,7 @@ class TestInside:
     def test_the_probes_line_is_the_position_alone(self, real: Argument) -> None:
         text = to_json(drawn(causes.probes(real)).spec)
         assert "the position alone" in text
-        assert '"part": "position"' not in text
+        assert '"part":"position"' not in text
 
     def test_neurons_are_all_counted(self, real: Argument) -> None:
         table = real.measured("neurons", "modular_addition", ("dense",), frequencies.MOMENTS)

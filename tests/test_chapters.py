@@ -123,25 +123,25 @@ class TestFirstResult:
         figure = component_ablation(moments)
         assert figure.csv.count("\n") == len(moments) + 1
         for seed in studies.seeds(3):
-            assert f'"seed": {seed}' in to_json(figure.spec)
+            assert f'"seed":{seed}' in to_json(figure.spec)
 
     def test_published_values_are_drawn_from_the_table(self, moments: pl.DataFrame) -> None:
         text = to_json(component_ablation(moments).spec)
         for arm in ("dense", "moe", "moe_frozen"):
-            assert f'"percent": {find("add7", arm, "no_ffn_accuracy")["value"]}' in text
+            assert f'"percent":{find("add7", arm, "no_ffn_accuracy")["value"]}' in text
 
     def test_our_full_scale_runs_join_in_a_lane_of_their_own(self, moments: pl.DataFrame) -> None:
         alone = to_json(component_ablation(moments).spec)
         assert LANES["full"] not in alone
         figure = component_ablation(moments, planted(dict.fromkeys(SHARE, 0.77))[0])
-        assert f'"lane": "{LANES["full"]}"' in to_json(figure.spec)
-        assert '"percent": 78.0' in to_json(figure.spec)
+        assert f'"lane":"{LANES["full"]}"' in to_json(figure.spec)
+        assert '"percent":78.0' in to_json(figure.spec)
 
     def test_chance_lines_are_the_tasks(self, moments: pl.DataFrame) -> None:
         text = to_json(component_ablation(moments).spec)
         for task in words.TASK_NAMES:
             for share in words.task_of(moments.filter(task=task)).chance().values():
-                assert f'"percent": {round(100 * share, 2)}' in text
+                assert f'"percent":{round(100 * share, 2)}' in text
 
     def test_the_reader_of_the_alternative_text_gets_the_means(self, moments: pl.DataFrame) -> None:
         assert "MoE 51.0 %" in component_ablation(moments).alt
@@ -262,9 +262,9 @@ class TestSweep:
 
     def test_means_at_full_scale_stand_in_the_cells_that_have_them(self) -> None:
         full = self.rows((4,)).with_columns(no_ffn_accuracy=pl.lit(0.77))
-        assert '"mean": 77.0' not in to_json(sweep.expert_sweep(self.rows()).spec)
+        assert '"mean":77.0' not in to_json(sweep.expert_sweep(self.rows()).spec)
         figure = sweep.expert_sweep(self.rows(), full)
-        assert '"mean": 77.0' in to_json(figure.spec)
+        assert '"mean":77.0' in to_json(figure.spec)
         assert "full scale" in figure.caption
 
     def test_a_count_that_the_slider_cannot_name_is_refused(self) -> None:
