@@ -49,6 +49,9 @@ else:
         ("moe_top2", "add7", {"gate": "switch", "experts": 8}),
         ("moe", "add7", {"digits": 3, "d_model": 64}),
         ("dense", "histogram", {"symbols": 10, "alphabet": 12, "d_model": 128}),
+        ("tree", "histogram", {"tree_depth": 1, "activation": "gelu"}),
+        ("tree", "add7", {"tree_depth": 5, "depth": 2, "norm": "rms"}),
+        ("tree_balanced", "modular_addition", {"tree_depth": 4}),
     ]
 
     if INTERPRETED:
@@ -96,6 +99,7 @@ else:
             ("moe", {"depth": 2}),
             ("moe_switch", {"balance_positions": "read_out"}),
             ("moe", {"experts": 3, "width": 48}),
+            ("tree", {"tree_depth": 2}),
         ],
         ids=lambda x: "-".join(map(str, x.items())) if isinstance(x, dict) else x,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -23,7 +25,10 @@ def choose(
             return REFERENCE
         from sparsity_moves.kernels import triton
 
-        return triton.KERNELS if always is None else triton.fixed(always, architecture.task.vocabulary)
+        found = triton.KERNELS if always is None else triton.fixed(always, architecture.task.vocabulary)
+        # Trees with a φ each, or with units beside them, are options that no fleet of the book has.
+        plain = not ffn.always_on and ffn.nonlinearity != "tree"
+        return found if plain else replace(found, feed_forward=None)
     # With half the blocks open or more, sorting costs more than it saves.
     by_hand = ffn.router == "none" or 2 * ffn.top_k < ffn.experts
     return Kernels(feed_forward=open_experts) if by_hand else REFERENCE

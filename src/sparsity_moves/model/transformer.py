@@ -237,7 +237,9 @@ def forward(
         flat = answering.flatten(1, 2)
         units = None
         tree = ffn.router == "tree"
-        if kernels.feed_forward is not None and not tree and name + "hidden" not in edits:
+        # The kernel walks trees itself, so it knows neither edits of their gates nor dead branches.
+        reaching = {name + "hidden", *([name + "gates"] if tree else [])} & set(edits)
+        if kernels.feed_forward is not None and not reaching and name + "ffn.alive" not in p:
             output = kernels.feed_forward(ffn, p, name + "ffn.", flat, routing)
         else:
             units = hidden_units(ffn, p, name + "ffn.", flat).unflatten(1, shape)

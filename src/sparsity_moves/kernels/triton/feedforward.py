@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from jaxtyping import Float
@@ -17,14 +18,15 @@ from torch import Tensor
 
 from sparsity_moves.kernels.triton.linear import summed_product
 from sparsity_moves.model.architecture import FeedForward, Parameters
+from sparsity_moves.model.feedforward import ACTIVATIONS
 from sparsity_moves.model.routing import Routing
 
 NONE, RELU, SILU, GELU = 0, 1, 2, 3
 CODES = {"none": NONE, "relu": RELU, "silu": SILU, "gelu": GELU}
 TILE = 1024
 """Hidden units a program holds at once."""
-OPEN, SHUT, WEIGHED = 0, 1, 2
-"""Gates: every block open; 0 or 1; any number, with a gradient of its own."""
+OPEN, SHUT, WEIGHED, PATH = 0, 1, 2, 3
+"""Gates: every block open; 0 or 1; any number, with a gradient of its own; the nodes on a path down a tree."""
 
 
 @triton.jit
@@ -55,6 +57,42 @@ def _phi_slope(x, ACT: tl.constexpr):
 
 
 @triton.jit
+def _walk(
+    before, bias, leaves, N, W: tl.constexpr, TREES: tl.constexpr, DEPTH: tl.constexpr, BLOCK: tl.constexpr,
+    TP: tl.constexpr,
+):  # fmt: skip
+    """Where each token's path down each tree ends: the leaf's number in heap order, from 1."""
+    m = tl.program_id(1).to(tl.int64)
+    n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tree = tl.arange(0, TP)
+    inside = (n < N)[:, None] & (tree < TREES)[None, :]
+    root = tree * ((2 << DEPTH) - 1)
+    node = tl.zeros((BLOCK, TP), tl.int32)
+    for _ in tl.static_range(DEPTH):
+        at = root[None, :] + node
+        a = tl.load(before + (m * N + n)[:, None] * W + at, mask=inside, other=0.0)
+        a += tl.load(bias + m * W + at, mask=inside, other=0.0)
+        node = 2 * node + 1 + (a > 0).to(tl.int32)
+    tl.store(leaves + (m * N + n)[:, None] * TREES + tree[None, :], node + 1, mask=inside)
+
+
+@triton.jit
+def _on_path(leaves, token, unit, inside, TREES: tl.constexpr, DEPTH: tl.constexpr):
+    """Whether a node is the leaf or above it: in heap order from 1, halving a number gives its parent's.
+
+    Units past the last tree are on no path.
+    """
+    nodes: tl.constexpr = (2 << DEPTH) - 1
+    inside = inside & (unit < TREES * nodes)[None, :]
+    leaf = tl.load(leaves + token[:, None] * TREES + (unit // nodes)[None, :], mask=inside, other=0)
+    number = (unit % nodes + 1)[None, :]
+    on = leaf == number
+    for above in tl.static_range(1, DEPTH + 1):
+        on = on | ((leaf >> above) == number)
+    return on
+
+
+@triton.jit
 def _open(
     before,
     up,
@@ -68,6 +106,8 @@ def _open(
     GATED: tl.constexpr,
     BIASED: tl.constexpr,
     GATE: tl.constexpr,
+    TREES: tl.constexpr,
+    DEPTH: tl.constexpr,
     BLOCK: tl.constexpr,
     WP: tl.constexpr,
 ):
@@ -79,7 +119,9 @@ def _open(
     inside = (n < N)[:, None] & (unit < W)[None, :]
     place = (m * N + n)[:, None] * (E * W) + e * W + unit[None, :]
     wanted = inside
-    if GATE != 0:
+    if GATE == 3:
+        wanted = inside & _on_path(gates, m * N + n, unit, inside, TREES, DEPTH)
+    elif GATE != 0:
         gate = tl.load(gates + (m * N + n) * E + e, mask=n < N, other=0.0)
         wanted = inside & (gate != 0.0)[:, None]
     x = tl.load(before + place, mask=wanted, other=0.0)
@@ -111,6 +153,8 @@ def _open_backward(
     GATED: tl.constexpr,
     BIASED: tl.constexpr,
     GATE: tl.constexpr,
+    TREES: tl.constexpr,
+    DEPTH: tl.constexpr,
     BLOCK: tl.constexpr,
     WP: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -128,7 +172,9 @@ def _open_backward(
         inside = (n < N)[:, None] & (unit < W)[None, :]
         place = (m * N + n)[:, None] * (E * W) + e * W + unit[None, :]
         wanted = inside
-        if GATE != 0:
+        if GATE == 3:
+            wanted = inside & _on_path(gates, m * N + n, unit, inside, TREES, DEPTH)
+        elif GATE != 0:
             gate = tl.load(gates + (m * N + n) * E + e, mask=n < N, other=0.0)
             wanted = inside & (gate != 0.0)[:, None]
         x = tl.load(before + place, mask=wanted, other=0.0)
@@ -169,8 +215,13 @@ class _FeedForward(torch.autograd.Function):
         experts: int,
         activation: str,
         gate: int,
+        depth: int,
     ) -> Tensor:
         models, tokens = x.shape[:2]
+        trees = w_in.shape[-1] // ((2 << depth) - 1) if gate == PATH else 0
+        ctx.units = w_in.shape[-1]
+        if more := -ctx.units % 8 if trees else 0:  # rows that the vendor's products can read whole
+            w_in, b_in, w_out = F.pad(w_in, (0, more)), F.pad(b_in, (0, more)), F.pad(w_out, (0, 0, 0, more))
         width = w_in.shape[-1] // experts
         padded = triton.next_power_of_2(width)
         x = x.contiguous()
@@ -185,12 +236,21 @@ class _FeedForward(torch.autograd.Function):
             "GATED": w_up is not None,
             "BIASED": b_in is not None,
             "GATE": gate,
+            "TREES": trees,
+            "DEPTH": depth,
             "BLOCK": max(1, TILE // padded),
             "WP": padded,
         }
         grid = (triton.cdiv(tokens, ctx.settings["BLOCK"]), experts, models)
         # A pointer that the settings leave unread may be any.
         bias = before if b_in is None else b_in.contiguous()
+        if gate == PATH:
+            gates = torch.empty(models, tokens, trees, dtype=torch.int32, device=x.device)
+            side = triton.next_power_of_2(trees)
+            block = max(1, 256 // side)
+            _walk[(triton.cdiv(tokens, block), models)](
+                before, bias, gates, tokens, W=width, TREES=trees, DEPTH=depth, BLOCK=block, TP=side
+            )
         _open[grid](
             before,
             before if up is None else up,
@@ -246,16 +306,19 @@ class _FeedForward(torch.autograd.Function):
             d_x = torch.baddbmm(d_x, d_up, w_up.transpose(1, 2))
         if d_gates is not None and b_out is not None:
             d_gates += upstream @ b_out.transpose(1, 2)
-        d_b_in = d_bias.sum(1) if b_in is not None else None
-        return d_x, d_w_in, d_w_up, d_b_in, d_w_out, d_b_out, d_gates, None, None, None
+        d_b_in = d_bias.sum(1)[:, : ctx.units] if b_in is not None else None
+        d_w_in, d_w_out = d_w_in[..., : ctx.units], d_w_out[:, : ctx.units]
+        return d_x, d_w_in, d_w_up, d_b_in, d_w_out, d_b_out, d_gates, None, None, None, None
 
 
 def masked(
     ffn: FeedForward, p: Parameters, name: str, x: Float[Tensor, "M N D"], routing: Routing | None
 ) -> Float[Tensor, "M N D"]:
-    """The FFN's output; equal to `model.feedforward`'s masked form up to rounding."""
+    """The FFN's output; equal to `model.feedforward`'s masked form up to rounding. Trees find their own gates."""
+    tree = ffn.router == "tree"
     gates = None if routing is None else routing.gates.flatten(1, 2)
-    gate = OPEN if routing is None else SHUT if ffn.plain_gates else WEIGHED
+    gate = PATH if tree else OPEN if routing is None else SHUT if ffn.plain_gates else WEIGHED
+    after = tree and ffn.nonlinearity == "sum"
     out: Tensor = _FeedForward.apply(
         x,
         p[name + "w_in"],
@@ -265,7 +328,8 @@ def masked(
         p.get(name + "b_out"),
         gates,
         ffn.experts,
-        ffn.activation,
+        "none" if after else ffn.activation,
         gate,
+        ffn.tree_depth,
     )
-    return out
+    return ACTIVATIONS[ffn.activation](out) if after else out
