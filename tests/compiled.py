@@ -19,6 +19,7 @@ from sparsity_moves.kernels.triton import grouped
 from sparsity_moves.model import forward, stack
 from sparsity_moves.studies import arm
 from sparsity_moves.tasks import stacked
+from sparsity_moves.training.precision import products
 
 SHAPES = [("moe", "add7", 128), ("moe_glu", "histogram", 256), ("moe_switch", "modular_addition", 256)]
 
@@ -52,7 +53,8 @@ def main() -> None:
     JITFunction.__getitem__ = only_compiled
     torch.empty_like, torch.Tensor.new_empty = torch.zeros_like, torch.Tensor.new_zeros
     if len(sys.argv) > 1:
-        grouped.CHUNK = int(sys.argv[1])
+        fitting = grouped.sizes
+        grouped.sizes = lambda d_model, half: fitting(d_model, half)._replace(chunk=int(sys.argv[1]))
     for name, task, d_model in SHAPES[:1] if len(sys.argv) > 1 else SHAPES:
         spec = arm(name, "paper", task, 0, d_model=d_model, width=4 * d_model)
         given = stacked([spec.task_object.evaluation(seed, 16) for seed in range(2)])
@@ -64,8 +66,10 @@ def main() -> None:
         for form in (kernels.KERNELS, kernels.fixed(tokens, spec.architecture.task.vocabulary))[
             : 2 - bool(spec.batch)
         ]:
-            trace = forward(spec.architecture, p, tokens, balance_positions=positions, kernels=form)
-            kernels.cross_entropy(trace.final, trace.unembed, targets).mean().backward()
+            for rounding in ("fp32", "tf32"):
+                with products(rounding):
+                    trace = forward(spec.architecture, p, tokens, balance_positions=positions, kernels=form)
+                    kernels.cross_entropy(trace.final, trace.unembed, targets).mean().backward()
     print(json.dumps(asked))
 
 

@@ -35,6 +35,7 @@ else:
     from sparsity_moves.model.attention import rows
     from sparsity_moves.studies import ARMS, arm
     from sparsity_moves.tasks import generator, stacked
+    from sparsity_moves.training.precision import products
 
     FEW = ARMS if DEVICE == "cuda" else ("dense", "glu", "moe", "moe_switch", "moe_top2", "moe_hash_context")
     CASES = [
@@ -57,10 +58,10 @@ else:
     if INTERPRETED:
         import interpreter  # noqa: F401
 
-    def close(found, expected, what):
+    def close(found, expected, what, within=2e-5):
         found, expected = found.detach(), expected.detach()
         scale = float(expected.abs().max()) + 1e-30
-        assert float((found - expected).abs().max()) / scale < 2e-5, what
+        assert float((found - expected).abs().max()) / scale < within, what
 
     @pytest.mark.parametrize(
         ("name", "task", "more"),
@@ -127,6 +128,40 @@ else:
             )
         for what, expected in found[0].items():
             close(found[1][what], expected, what)
+
+    @pytest.mark.parametrize("size", [1.0, 1e-12])
+    @pytest.mark.parametrize(
+        ("name", "more"),
+        [
+            ("dense", {}),
+            ("glu", {"activation": "gelu"}),
+            ("moe", {}),
+            ("moe_glu", {"gate": "switch"}),
+            ("moe_top2", {"experts": 8}),
+            ("dense", {"norm": "rms", "activation": "relu"}),
+            ("moe_switch", {"d_model": 256, "width": 96}),
+        ],
+        ids=lambda x: "-".join(map(str, x.items())) if isinstance(x, dict) else str(x),
+    )
+    def test_where_products_round_to_ten_bits_they_are_the_references_to_that_many(name, more, size):
+        """Gradients of any size: fp16 by itself has none below 6e-8."""
+        spec = arm(name, "smoke", "modular_addition", 0, **more)
+        architecture, models = spec.architecture, 2
+        start = stack([architecture.initialise(seed) for seed in range(models)])
+        p = {n: t.to(DEVICE).requires_grad_(t.is_floating_point()) for n, t in start.items()}
+        floats = [t for t in p.values() if t.is_floating_point()]
+        tokens = torch.randint(7, (models, 150, 3), generator=generator(2, "sequences")).to(DEVICE)
+        # What is far apart in size within a chunk, and from chunk to chunk, as answers that are right or wrong.
+        weight = 10 ** torch.rand(models, 150, 1, 1, generator=generator(3, "sizes")).mul(-6).to(DEVICE)
+        found = []
+        for which, rounding in ((REFERENCE, "fp32"), (kernels.KERNELS, "tf32")):
+            with products(rounding):
+                trace = forward(architecture, p, tokens, kernels=which)
+                loss = (trace.logits * weight * size).sum()
+                gradients = torch.autograd.grad(loss, floats, allow_unused=True, materialize_grads=True)
+            found.append({"logits": trace.logits, **dict(zip(p, gradients, strict=False))})
+        for what, expected in found[0].items():
+            close(found[1][what], expected, what, within=4e-3)
 
     @pytest.mark.parametrize("classes", [12, 10, 114])
     def test_cross_entropy_and_its_gradients(classes):

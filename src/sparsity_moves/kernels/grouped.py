@@ -115,12 +115,20 @@ def blocks(
 
 
 def open_experts(
-    ffn: FeedForward, p: Parameters, name: str, x: Float[Tensor, "M N D"], routing: Routing | None
+    ffn: FeedForward,
+    p: Parameters,
+    name: str,
+    x: Float[Tensor, "M N D"],
+    routing: Routing | None,
+    added: bool = False,
 ) -> Float[Tensor, "M N D"]:
-    """The FFN's output from the open experts alone; equal to the masked form up to rounding.
+    """The FFN's output from the open experts alone, and x too where it is `added`; equal to the masked form up to
+    rounding.
 
     `routing` is of the N tokens, (M, B, R, E) with N = B·R; None where there are no experts.
     """
+    if added:
+        return x + open_experts(ffn, p, name, x, routing)
     if routing is None:
         return blocks(ffn, p, name, x, [x.shape[1]] * len(x))
     gates, chosen = routing.gates.flatten(1, 2), routing.chosen.flatten(1, 2)

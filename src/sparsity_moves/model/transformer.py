@@ -48,8 +48,9 @@ class Kernels:
     """Probabilities and choices of a router (M, B, P, E) at neighbouring positions whose stream nobody wants, in a
     first layer without norm: from Q, K, V tables, each row's own scores (M, S, E), the output matrix times the
     router (M, D, E), index, positions, heads, causal and k."""
-    feed_forward: Callable[[FeedForward, Parameters, str, Tensor, Routing | None], Tensor] | None = None
-    """The FFN's output from its settings, the parameters and their prefix, x (M, N, D) and the routing."""
+    feed_forward: Callable[[FeedForward, Parameters, str, Tensor, Routing | None, bool], Tensor] | None = None
+    """The FFN's output from its settings, the parameters and their prefix, x (M, N, D) and the routing; with the last
+    argument x is added to it."""
 
 
 REFERENCE = Kernels()
@@ -68,7 +69,15 @@ class Layer:
     """The FFN's hidden units h, before any gate; None where a kernel computed the output."""
     routing: Routing | None
     """Gates at the R positions; None where every block is open."""
-    ffn: Float[Tensor, "M B R D"]
+    written: Float[Tensor, "M B R D"] | None
+    """What the FFN writes to the stream; None where a kernel has added it at once."""
+
+    @property
+    def ffn(self) -> Float[Tensor, "M B R D"]:
+        """The FFN's output. Raises `ValueError` where a kernel kept it to itself."""
+        if self.written is None:
+            raise ValueError("a kernel added this FFN's output to the stream at once")
+        return self.written
 
 
 @dataclass(frozen=True)
@@ -235,12 +244,15 @@ def forward(
         residual = answering if plain else pick(residual, answer, needed)
         shape = residual.shape[1:3]
         flat = answering.flatten(1, 2)
-        units = None
+        units = output = None
         tree = ffn.router == "tree"
         # The kernel walks trees itself, so it knows neither edits of their gates nor dead branches.
         reaching = {name + "hidden", *([name + "gates"] if tree else [])} & set(edits)
         if kernels.feed_forward is not None and not reaching and name + "ffn.alive" not in p:
-            output = kernels.feed_forward(ffn, p, name + "ffn.", flat, routing)
+            added = plain and name + "ffn" not in edits
+            output = kernels.feed_forward(ffn, p, name + "ffn.", flat, routing, added).unflatten(1, shape)
+            if added:
+                residual, output = output, None
         else:
             units = hidden_units(ffn, p, name + "ffn.", flat).unflatten(1, shape)
             if tree:
@@ -248,9 +260,10 @@ def forward(
                 routing = routing._replace(gates=edited(name + "gates", routing.gates))
             units = edited(name + "hidden", units)
             gates = None if routing is None else routing.gates.flatten(1, 2)
-            output = combine(ffn, p, name + "ffn.", units.flatten(1, 2), gates)
-        output = edited(name + "ffn", output.unflatten(1, shape))
-        residual = residual + output
+            output = combine(ffn, p, name + "ffn.", units.flatten(1, 2), gates).unflatten(1, shape)
+        if output is not None:
+            output = edited(name + "ffn", output)
+            residual = residual + output
         there = (answer, needed)
         seen = None if pattern is None else pick(pattern, *there, 3)
         layers.append(Layer(seen, pick(heads, *there), pick(attention, *there), units, routing, output))

@@ -59,6 +59,8 @@ FAMILIES: dict[str, Family] = {
     "weight_decay": Family(("dense",), {f"wd{w:g}": {"weight_decay": w} for w in (0.1, 0.5, 1.0, 2.0)}),
     "dropout": Family(("dense",), {f"dropout{p:g}": {"dropout": p} for p in (0.1, 0.3)}),
     "beta2": Family(FOUR, {f"beta{b:g}": {"beta2": b} for b in (0.98, 0.999)}),
+    # Do a GPU's rounded products change what is found?
+    "precision": Family(("dense", "moe"), {"fp32": {"precision": "fp32"}}, ("modular_addition", "histogram")),
     # Can the one component learn the task without the other, and where does the computation go then?
     "frozen": Family(
         ("dense", "moe"),

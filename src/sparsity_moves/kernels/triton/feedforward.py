@@ -220,7 +220,9 @@ class _FeedForward(torch.autograd.Function):
         models, tokens = x.shape[:2]
         trees = w_in.shape[-1] // ((2 << depth) - 1) if gate == PATH else 0
         ctx.units = w_in.shape[-1]
-        if more := -ctx.units % 8 if trees else 0:  # rows that the vendor's products can read whole
+        if (
+            trees and b_in is not None and (more := -ctx.units % 8)
+        ):  # rows that the vendor's products read whole
             w_in, b_in, w_out = F.pad(w_in, (0, more)), F.pad(b_in, (0, more)), F.pad(w_out, (0, 0, 0, more))
         width = w_in.shape[-1] // experts
         padded = triton.next_power_of_2(width)

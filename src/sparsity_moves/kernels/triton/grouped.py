@@ -2,7 +2,11 @@
 
 A program takes the tokens of one chunk to their output without writing a hidden unit; going back it computes the
 hidden units again, and writes them and their gradients once, for the matrices' gradients. A dense layer of E
-times the width moves E / k times as much. Sums run in a fixed order.
+times the width moves E / k times as much; by itself it is one expert, open to all. Sums run in a fixed order.
+
+Where products may round their factors to ten bits of mantissa (TF32), these are held in fp16, which has ten bits too:
+half as much to move, twice the rate, and any layout will do. What fp16 lacks is range, so a chunk's gradients
+are first multiplied by the power of two that brings their largest to `LARGEST`, and the sums divided by it.
 """
 
 from __future__ import annotations
@@ -21,11 +25,10 @@ from sparsity_moves.kernels.triton.segments import add_chunks
 from sparsity_moves.model.architecture import FeedForward, Parameters
 from sparsity_moves.model.routing import Routing
 
-CHUNK, SLICE = 128, 32
-"""Assignments a program takes through its expert, and hidden units it holds at once; fewer in wide models, where
-so many would not fit a multiprocessor."""
 TILE = 128
 """Rows and columns of a matrix's gradient that a program sums."""
+LARGEST = tl.constexpr(64.0)
+"""Between this and half of it lies the largest gradient of a chunk in fp16, whose own largest number is 65,504."""
 
 
 class Dispatch(NamedTuple):
@@ -98,6 +101,17 @@ def dispatch(chosen: Float[Tensor, "M N E"], top_k: int, chunk: int) -> Dispatch
     return Dispatch(*parts)
 
 
+def of_one(x: Float[Tensor, "M N D"], chunk: int) -> Dispatch:
+    """The chunks of a dense layer: one expert, open to every token."""
+    models, tokens = x.shape[:2]
+    count = triton.cdiv(tokens, chunk)
+    order = torch.arange(tokens, dtype=torch.int32, device=x.device)
+    first = torch.arange(0, tokens, chunk, dtype=torch.int32, device=x.device)
+    chunks = torch.arange(2, dtype=torch.int32, device=x.device) * count
+    parts = (order, chunks, first, (first + chunk).clamp(max=tokens), torch.zeros_like(first))
+    return Dispatch(*(part.expand(models, -1).contiguous() for part in parts))
+
+
 @triton.jit
 def _through(
     x,
@@ -123,11 +137,14 @@ def _through(
     GATED: tl.constexpr,
     BIASED: tl.constexpr,
     WEIGHED: tl.constexpr,
+    ADDED: tl.constexpr,
+    HALF: tl.constexpr,
     PRECISION: tl.constexpr,
     CHUNK: tl.constexpr,
     SLICE: tl.constexpr,
 ):
-    """One chunk's outputs, a row an assignment."""
+    """One chunk's outputs, a row an assignment, added to x where that is asked for. Matrices come turned, or with
+    HALF in fp16 as they are."""
     m = tl.program_id(1).to(tl.int64)
     c = m * C + tl.program_id(0)
     begin = tl.load(first + c)
@@ -140,30 +157,41 @@ def _through(
         n = m * N + assigned // TOP
         d = tl.arange(0, DP)
         wide = here[:, None] & (d < D)[None, :]
-        tile = tl.load(x + n[:, None] * D + d[None, :], mask=wide, other=0.0)
+        rows = tl.load(x + n[:, None] * D + d[None, :], mask=wide, other=0.0)
+        tile = rows.to(tl.float16) if HALF else rows
         out = tl.zeros((CHUNK, DP), tl.float32)
         for start in range(0, W, SLICE):
             unit = start + tl.arange(0, SLICE)
             inside = unit < W
-            across = ((m * E + e) * W + unit)[:, None] * D + d[None, :]
-            sides = inside[:, None] & (d < D)[None, :]
-            h = tl.dot(
-                tile, tl.trans(tl.load(in_t + across, mask=sides, other=0.0)), input_precision=PRECISION
-            )
+            if HALF:
+                across = m * (D * E * W) + d[:, None] * (E * W) + e * W + unit[None, :]
+                sides = (d < D)[:, None] & inside[None, :]
+                into = tl.load(in_t + across, mask=sides, other=0.0)
+            else:
+                across = ((m * E + e) * W + unit)[:, None] * D + d[None, :]
+                sides = inside[:, None] & (d < D)[None, :]
+                into = tl.trans(tl.load(in_t + across, mask=sides, other=0.0))
+            h = tl.dot(tile, into, input_precision=PRECISION)
             if BIASED:
                 h += tl.load(b_in + (m * E + e) * W + unit, mask=inside, other=0.0)[None, :]
             h = _phi(h, ACT)
             if GATED:
-                h *= tl.dot(
-                    tile, tl.trans(tl.load(up_t + across, mask=sides, other=0.0)), input_precision=PRECISION
-                )
-            down = out_t + m * (D * E * W) + d[:, None] * (E * W) + e * W + unit[None, :]
-            back = tl.load(down, mask=(d < D)[:, None] & inside[None, :], other=0.0)
-            out += tl.dot(h, tl.trans(back), input_precision=PRECISION)
+                up_into = tl.load(up_t + across, mask=sides, other=0.0)
+                h *= tl.dot(tile, up_into if HALF else tl.trans(up_into), input_precision=PRECISION)
+            if HALF:
+                down = out_t + ((m * E + e) * W + unit)[:, None] * D + d[None, :]
+                back = tl.load(down, mask=inside[:, None] & (d < D)[None, :], other=0.0)
+                out += tl.dot(h.to(tl.float16), back)
+            else:
+                down = out_t + m * (D * E * W) + d[:, None] * (E * W) + e * W + unit[None, :]
+                back = tl.load(down, mask=(d < D)[:, None] & inside[None, :], other=0.0)
+                out += tl.dot(h, tl.trans(back), input_precision=PRECISION)
         if BIASED:
             out += tl.load(b_out + (m * E + e) * D + d, mask=d < D, other=0.0)[None, :]
         if WEIGHED:
             out *= tl.load(gates + n * E + e, mask=here, other=0.0)[:, None]
+        if ADDED:
+            out += rows
         tl.store(y + (m * N * TOP + assigned)[:, None] * D + d[None, :], out, mask=wide)
 
 
@@ -191,6 +219,7 @@ def _back(
     d_bias,
     d_gates,
     d_x,
+    unscale,
     N,
     C,
     E: tl.constexpr,
@@ -202,12 +231,15 @@ def _back(
     GATED: tl.constexpr,
     BIASED: tl.constexpr,
     WEIGHED: tl.constexpr,
+    ADDED: tl.constexpr,
+    HALF: tl.constexpr,
     PRECISION: tl.constexpr,
     CHUNK: tl.constexpr,
     SLICE: tl.constexpr,
 ):
     """One chunk's gradients, a row an assignment. What the matrices' gradients are products of is written turned, a
-    column an assignment, CHUNK columns a chunk: those past its end have no gradient."""
+    column an assignment, CHUNK columns a chunk: those past its end have no gradient. With HALF it is written in
+    fp16, a row an assignment, and `unscale` says by what the gradients among it are to be multiplied."""
     m = tl.program_id(1).to(tl.int64)
     c = m * C + tl.program_id(0)
     begin = tl.load(first + c)
@@ -224,16 +256,28 @@ def _back(
         dy = tl.load(upstream + n[:, None] * D + d[None, :], mask=wide, other=0.0)
         d_tile = tl.zeros((CHUNK, DP), tl.float32)
         r = tl.arange(0, CHUNK).to(tl.int64)
+        row = ((m * C + tl.program_id(0)) * CHUNK + r)[:, None]
         column = (tl.program_id(0) * CHUNK + r)[:, None]
-        turned_d = (m * D + d)[None, :] * (C * CHUNK) + column
-        tl.store(x_t + turned_d, tile, mask=(d < D)[None, :])
-        tl.store(upstream_t + turned_d, dy, mask=(d < D)[None, :])
         if WEIGHED:
             gate = tl.load(gates + n * E + e, mask=here, other=0.0)
             d_gate = tl.zeros((CHUNK,), tl.float32)
             if BIASED:
                 bias = tl.load(b_out + (m * E + e) * D + d, mask=d < D, other=0.0)
                 d_gate += tl.sum(dy * bias[None, :], axis=1)
+        smaller = 1.0
+        if HALF:
+            largest = tl.max(tl.abs(dy))
+            scale = tl.where(largest > 0, tl.exp2(tl.floor(-tl.log2(largest / LARGEST))), 1.0)
+            smaller = 1.0 / scale
+            tile = tile.to(tl.float16)
+            dy = (dy * scale).to(tl.float16)
+            tl.store(x_t + row * D + d[None, :], tile, mask=(d < D)[None, :])
+            tl.store(upstream_t + row * D + d[None, :], dy, mask=(d < D)[None, :])
+            tl.store(unscale + c, smaller)
+        else:
+            turned_d = (m * D + d)[None, :] * (C * CHUNK) + column
+            tl.store(x_t + turned_d, tile, mask=(d < D)[None, :])
+            tl.store(upstream_t + turned_d, dy, mask=(d < D)[None, :])
         for start in range(0, W, SLICE):
             unit = start + tl.arange(0, SLICE)
             inside = unit < W
@@ -242,41 +286,58 @@ def _back(
             inwards = ((m * E + e) * W + unit)[:, None] * D + d[None, :]
             turned = inside[:, None] & (d < D)[None, :]
             into = tl.load(w_in + across, mask=sides, other=0.0)
-            into_t = tl.load(in_t + inwards, mask=turned, other=0.0)
-            before = tl.dot(tile, tl.trans(into_t), input_precision=PRECISION)
+            if HALF:
+                before = tl.dot(tile, into)
+            else:
+                into_t = tl.load(in_t + inwards, mask=turned, other=0.0)
+                before = tl.dot(tile, tl.trans(into_t), input_precision=PRECISION)
             if BIASED:
                 before += tl.load(b_in + (m * E + e) * W + unit, mask=inside, other=0.0)[None, :]
             h = _phi(before, ACT)
             slope = _phi_slope(before, ACT)
             back = tl.load(w_out + inwards, mask=turned, other=0.0)
             d_h = tl.dot(dy, tl.trans(back), input_precision=PRECISION)
-            to = (m * W + unit)[None, :] * (C * CHUNK) + column
+            if HALF:
+                to = row * W + unit[None, :]
+            else:
+                to = (m * W + unit)[None, :] * (C * CHUNK) + column
             if GATED:
                 up_into = tl.load(w_up + across, mask=sides, other=0.0)
-                up_into_t = tl.load(up_t + inwards, mask=turned, other=0.0)
-                up = tl.dot(tile, tl.trans(up_into_t), input_precision=PRECISION)
+                if HALF:
+                    up = tl.dot(tile, up_into)
+                else:
+                    up_into_t = tl.load(up_t + inwards, mask=turned, other=0.0)
+                    up = tl.dot(tile, tl.trans(up_into_t), input_precision=PRECISION)
                 if WEIGHED:
-                    d_gate += tl.sum(d_h * h * up, axis=1)
+                    d_gate += tl.sum(d_h * h * up, axis=1) * smaller
                     d_h *= gate[:, None]
                 d_u = d_h * h
+                if HALF:
+                    d_u = d_u.to(tl.float16)
                 tl.store(d_up_t + to, d_u, mask=inside[None, :])
                 d_tile += tl.dot(d_u, tl.trans(up_into), input_precision=PRECISION)
                 h *= up
                 d_b = d_h * up * slope
             else:
                 if WEIGHED:
-                    d_gate += tl.sum(d_h * h, axis=1)
+                    d_gate += tl.sum(d_h * h, axis=1) * smaller
                     d_h *= gate[:, None]
                 d_b = d_h * slope
             if WEIGHED:
                 h *= gate[:, None]
+            if BIASED:
+                tl.store(d_bias + c * W + unit, tl.sum(d_b, axis=0) * smaller, mask=inside)
+            if HALF:
+                h = h.to(tl.float16)
+                d_b = d_b.to(tl.float16)
             tl.store(hidden_t + to, h, mask=inside[None, :])
             tl.store(d_before_t + to, d_b, mask=inside[None, :])
-            if BIASED:
-                tl.store(d_bias + c * W + unit, tl.sum(d_b, axis=0), mask=inside)
             d_tile += tl.dot(d_b, tl.trans(into), input_precision=PRECISION)
         if WEIGHED:
             tl.store(d_gates + n * E + e, d_gate, mask=here)
+        d_tile *= smaller
+        if ADDED:
+            d_tile += tl.load(upstream + n[:, None] * D + d[None, :], mask=wide, other=0.0)
         tl.store(d_x + (m * N * TOP + assigned)[:, None] * D + d[None, :], d_tile, mask=wide)
 
 
@@ -285,6 +346,7 @@ def _matrix(
     tokens_t,
     units_t,
     chunks,
+    unscale,
     out,
     C,
     E: tl.constexpr,
@@ -294,6 +356,7 @@ def _matrix(
     ALONG_W: tl.constexpr,
     OF_EXPERT: tl.constexpr,
     PARTS: tl.constexpr,
+    HALF: tl.constexpr,
     PRECISION: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -315,11 +378,17 @@ def _matrix(
     total = tl.zeros((BLOCK_D, BLOCK_W), tl.float32)
     held = tl.arange(0, HELD)
     for start in range(begin * CHUNK, end * CHUNK, HELD):
-        place = tokens_t + (m * D + d)[:, None] * (C * CHUNK) + start + held[None, :]
-        t = tl.load(place, mask=(d < D)[:, None], other=0.0)
-        place = units_t + (m * W + w)[:, None] * (C * CHUNK) + start + held[None, :]
-        u = tl.load(place, mask=(w < W)[:, None], other=0.0)
-        total += tl.dot(t, tl.trans(u), input_precision=PRECISION)
+        if HALF:
+            row = (m * C * CHUNK + start + held).to(tl.int64)[:, None]
+            t = tl.load(tokens_t + row * D + d[None, :], mask=(d < D)[None, :], other=0.0)
+            u = tl.load(units_t + row * W + w[None, :], mask=(w < W)[None, :], other=0.0)
+            total += tl.dot(tl.trans(t), u) * tl.load(unscale + m * C + start // CHUNK)
+        else:
+            place = tokens_t + (m * D + d)[:, None] * (C * CHUNK) + start + held[None, :]
+            t = tl.load(place, mask=(d < D)[:, None], other=0.0)
+            place = units_t + (m * W + w)[:, None] * (C * CHUNK) + start + held[None, :]
+            u = tl.load(place, mask=(w < W)[:, None], other=0.0)
+            total += tl.dot(t, tl.trans(u), input_precision=PRECISION)
     to = out + (part * (tl.num_programs(2) // PARTS) + m) * (E * D * W) + e * OF_EXPERT
     inside = (d < D)[:, None] & (w < W)[None, :]
     tl.store(to + d[:, None] * ALONG_D + w[None, :] * ALONG_W, total, mask=inside)
@@ -329,19 +398,16 @@ class _Grouped(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, w_in: Tensor, w_up: Tensor | None, b_in: Tensor | None, w_out: Tensor,
-        b_out: Tensor | None, gates: Tensor, chosen: Tensor, top_k: int, activation: str, weighed: bool,
+        b_out: Tensor | None, gates: Tensor, chosen: Tensor, top_k: int, activation: str, weighed: bool, added: bool,
     ) -> Tensor:  # fmt: skip
         models, tokens, d_model = x.shape
         experts = gates.shape[-1]
         width = w_in.shape[-1] // experts
         x, gates = x.contiguous(), gates.contiguous()
-        # What a program holds of tokens and matrices must fit the multiprocessor's shared memory, and products to
-        # fp32's bits hold each number in two parts.
-        held = d_model * (1 if precision() == "tf32" else 2)
-        chunk, piece = (
-            (CHUNK, SLICE) if held <= 128 else (CHUNK // 2, 16) if held <= 256 else (CHUNK // 4, 16)
-        )
-        by = dispatch(chosen, top_k, chunk)
+        half = halved()
+        ctx.sizes = at_once = sizes(d_model, half)
+        by = of_one(x, at_once.chunk) if experts == 1 else dispatch(chosen, top_k, at_once.chunk)
+        ctx.added = added
         ctx.settings = {
             "E": experts,
             "TOP": top_k,
@@ -352,24 +418,30 @@ class _Grouped(torch.autograd.Function):
             "GATED": w_up is not None,
             "BIASED": b_in is not None,
             "WEIGHED": weighed,
+            "ADDED": added and top_k == 1,
+            "HALF": half,
             "PRECISION": precision(),
-            "CHUNK": chunk,
-            "SLICE": min(piece, max(16, triton.next_power_of_2(width))),
+            "CHUNK": at_once.chunk,
+            "SLICE": min(at_once.piece, max(16, triton.next_power_of_2(width))),
         }
         y = x.new_empty(models, tokens, top_k, d_model)
         count = by.first.shape[1]
-        in_t, out_t = (w.transpose(1, 2).contiguous() for w in (w_in, w_out))
-        up_t = x if w_up is None else w_up.transpose(1, 2).contiguous()
         # A pointer that the settings leave unread may be any.
-        w_up = x if w_up is None else w_up.contiguous()
         b_in, b_out = (x if b is None else b.contiguous() for b in (b_in, b_out))
+        w_in, w_out = (w.half() if half else w.contiguous() for w in (w_in, w_out))
+        w_up = x if w_up is None else w_up.half() if half else w_up.contiguous()
+        in_t, up_t, out_t = w_in, w_up, w_out
+        if not half:
+            in_t, out_t = (w.transpose(1, 2).contiguous() for w in (w_in, w_out))
+            up_t = w_up.transpose(1, 2).contiguous() if ctx.settings["GATED"] else x
         _through[(count, models)](
             x, in_t, up_t, b_in, out_t, b_out, gates, by.order, by.first, by.last, by.expert, y, tokens, count,
-            **ctx.settings, num_warps=4, num_stages=1,
+            **ctx.settings, num_warps=at_once.warps, num_stages=at_once.stages,
         )  # fmt: skip
-        matrices = (w_in.contiguous(), w_up, in_t, up_t, w_out.contiguous())
-        ctx.save_for_backward(x, *matrices, b_in, b_out, gates, *by)
-        return y.view(models, tokens, d_model) if top_k == 1 else y.sum(2)
+        ctx.save_for_backward(x, w_in, w_up, in_t, up_t, w_out, b_in, b_out, gates, *by)
+        if top_k == 1:
+            return y.view(models, tokens, d_model)
+        return x + y.sum(2) if added else y.sum(2)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
@@ -377,22 +449,28 @@ class _Grouped(torch.autograd.Function):
         by, of = Dispatch(order, chunks, first, last, expert), ctx.settings
         upstream = gradients[0].contiguous()
         models, tokens, d_model = x.shape
-        experts, top_k, width = of["E"], of["TOP"], of["W"]
+        experts, top_k, width, half = of["E"], of["TOP"], of["W"], of["HALF"]
         count = by.first.shape[1]
         columns = count * of["CHUNK"]
-        hidden_t = x.new_empty(models, width, columns)
-        d_before_t = torch.empty_like(hidden_t)
-        d_up_t = torch.empty_like(hidden_t) if of["GATED"] else None
-        x_t = x.new_empty(models, d_model, columns)
-        upstream_t = torch.empty_like(x_t)
+        kind = torch.float16 if half else x.dtype
+
+        def written(units: int) -> Tensor:
+            shape = (models, columns, units) if half else (models, units, columns)
+            return torch.empty(shape, dtype=kind, device=x.device)
+
+        hidden_t, d_before_t = written(width), written(width)
+        d_up_t = written(width) if of["GATED"] else None
+        x_t, upstream_t = written(d_model), written(d_model)
         d_bias = x.new_empty(models, count, width)
+        unscale = x.new_empty(models, count) if half else x
         d_gates = torch.zeros_like(gates) if of["WEIGHED"] else None
         d_x = x.new_empty(models, tokens, top_k, d_model)
         w_in, w_up, in_t, up_t, w_out = matrices
         _back[(count, models)](
             x, w_in, w_up, in_t, up_t, b_in, w_out, b_out, gates, by.order, by.first, by.last, by.expert, upstream,
             x_t, upstream_t, hidden_t, d_before_t, x if d_up_t is None else d_up_t, d_bias,
-            x if d_gates is None else d_gates, d_x, tokens, count, **of, num_warps=of["CHUNK"] // 16, num_stages=1,
+            x if d_gates is None else d_gates, d_x, unscale, tokens, count, **of,
+            num_warps=ctx.sizes.warps_back, num_stages=ctx.sizes.stages_back,
         )  # fmt: skip
 
         def matrix(rows: Tensor, units: Tensor, outwards: bool) -> Tensor:
@@ -404,11 +482,11 @@ class _Grouped(torch.autograd.Function):
             shape = (models, experts, width, d_model) if outwards else (models, d_model, experts, width)
             out = x.new_empty(parts, *shape)
             _matrix[(tiles, experts, models * parts)](
-                rows, units, by.chunks, out, count, E=experts, D=d_model, W=width,
+                rows, units, by.chunks, unscale, out, count, E=experts, D=d_model, W=width,
                 ALONG_D=1 if outwards else experts * width, ALONG_W=d_model if outwards else 1,
-                OF_EXPERT=width * d_model if outwards else width, PARTS=parts,
-                PRECISION=of["PRECISION"], CHUNK=of["CHUNK"], BLOCK_D=block_d, BLOCK_W=block_w, HELD=32,
-                num_warps=8, num_stages=3,
+                OF_EXPERT=width * d_model if outwards else width, PARTS=parts, HALF=half,
+                PRECISION=of["PRECISION"], CHUNK=of["CHUNK"], BLOCK_D=block_d, BLOCK_W=block_w,
+                HELD=ctx.sizes.held, num_warps=8, num_stages=3,
             )  # fmt: skip
             total: Tensor = out[0] if parts == 1 else out.sum(0)
             return total
@@ -421,13 +499,54 @@ class _Grouped(torch.autograd.Function):
             d_b_in = add_chunks(d_bias[:, None], by.chunks[:, None], 0)[:, 0].flatten(1)
             d_b_out = gates.transpose(1, 2) @ upstream
         d_x = d_x.view_as(x) if top_k == 1 else d_x.sum(2)
-        return d_x, d_w_in, d_w_up, d_b_in, d_w_out, d_b_out, d_gates, None, None, None, None
+        if ctx.added and top_k > 1:
+            d_x += upstream
+        return d_x, d_w_in, d_w_up, d_b_in, d_w_out, d_b_out, d_gates, None, None, None, None, None
+
+
+def halved() -> bool:
+    """Whether products may round their factors to ten bits, as fp16 has them too."""
+    return precision() == "tf32"
+
+
+class Sizes(NamedTuple):
+    """How much a program takes at once, and with how many warps and stages of loading ahead."""
+
+    chunk: int
+    """Assignments that it takes through its expert."""
+    piece: int
+    """Hidden units."""
+    warps: int
+    stages: int
+    warps_back: int
+    stages_back: int
+    held: int
+    """Assignments that a matrix's gradient is summed over at once."""
+
+
+def sizes(d_model: int, half: bool) -> Sizes:
+    """What fits a multiprocessor's shared memory, where products to fp32's bits hold each number in two parts."""
+    if half:
+        return Sizes(64, 64, 4, 2, 4, 1, 64) if d_model <= 128 else Sizes(64, 64, 8, 2, 8, 1, 64)
+    if d_model <= 64:
+        return Sizes(128, 32, 4, 1, 8, 1, 32)
+    return Sizes(64, 16, 4, 1, 4, 1, 32) if d_model <= 128 else Sizes(32, 16, 4, 1, 2, 1, 32)
 
 
 def open_experts(
-    ffn: FeedForward, p: Parameters, name: str, x: Float[Tensor, "M N D"], routing: Routing
+    ffn: FeedForward,
+    p: Parameters,
+    name: str,
+    x: Float[Tensor, "M N D"],
+    routing: Routing | None,
+    added: bool = False,
 ) -> Float[Tensor, "M N D"]:
-    """The FFN's output, of the chosen experts alone; equal to `model.feedforward`'s masked form up to rounding."""
+    """The FFN's output, of the chosen experts alone, and x too where it is `added`; equal to `model.feedforward`'s
+    masked form up to rounding. Without a routing there is one expert, open to all."""
+    if routing is None:
+        gates = chosen = x.new_ones(*x.shape[:2], 1)
+    else:
+        gates, chosen = routing.gates.flatten(1, 2), routing.chosen.detach().flatten(1, 2)
     out: Tensor = _Grouped.apply(
         x,
         p[name + "w_in"],
@@ -435,19 +554,28 @@ def open_experts(
         p.get(name + "b_in"),
         p[name + "w_out"],
         p.get(name + "b_out"),
-        routing.gates.flatten(1, 2),
-        routing.chosen.detach().flatten(1, 2),
+        gates,
+        chosen,
         ffn.top_k,
         ffn.activation,
         not ffn.plain_gates,
+        added,
     )
     return out
 
 
 def feed_forward(
-    ffn: FeedForward, p: Parameters, name: str, x: Float[Tensor, "M N D"], routing: Routing | None
+    ffn: FeedForward,
+    p: Parameters,
+    name: str,
+    x: Float[Tensor, "M N D"],
+    routing: Routing | None,
+    added: bool = False,
 ) -> Float[Tensor, "M N D"]:
-    """The FFN's output: of the open experts where half of them or fewer are, else masked."""
-    if routing is None or 2 * ffn.top_k > ffn.experts:
-        return masked(ffn, p, name, x, routing)
-    return open_experts(ffn, p, name, x, routing)
+    """The FFN's output, and x too where it is `added`: of the open experts, where half of them or fewer are; of a
+    dense layer as one of these, where fp16 will do; else masked."""
+    whole = routing is None and ffn.router == "none" and halved()
+    if whole or (routing is not None and 2 * ffn.top_k <= ffn.experts):
+        return open_experts(ffn, p, name, x, routing, added)
+    out = masked(ffn, p, name, x, routing)
+    return x + out if added else out

@@ -1,7 +1,8 @@
-"""The local engine where there are NVIDIA GPUs: a process a GPU, pinned to it, that trains a few fleets at once.
+"""The local engine where there are NVIDIA GPUs: a few processes a GPU, pinned to it, that train a few fleets each.
 
 A small fleet leaves most of a GPU idle between its kernels; each fleet of a process runs in a thread and a stream of
-its own, so that the others' kernels fill the gaps. A shard's runs are stored by the process that trained them.
+its own, so that the others' kernels fill the gaps. What a thread does in Python (looks, measures, compiling kernels)
+holds up the others of its process, so there are several. A shard's runs are stored by the process that trained them.
 """
 
 from __future__ import annotations
@@ -22,9 +23,12 @@ from sparsity_moves.errors import UserError
 from sparsity_moves.store import Store
 from sparsity_moves.studies.engine.planning import Shard
 from sparsity_moves.studies.engine.worker import prepare, train_and_store
+from sparsity_moves.training.precision import products
 
-AT_ONCE = 3
-"""Fleets a GPU."""
+PROCESSES = 3
+"""A GPU."""
+AT_ONCE = 2
+"""Fleets a process."""
 
 
 def visible_gpus() -> list[str]:
@@ -62,13 +66,16 @@ def _take(tasks: Any, heard: Any) -> None:
 
             try:
                 train_and_store(shard, store, checkpoints, keep_every, tell)
+                if on_gpu:
+                    with products("fp32"):  # nobody in this process is recording a step meanwhile
+                        torch.cuda.empty_cache()  # other processes want what is free
                 heard.put((number, Finished()))
             except Exception as error:  # the parent decides
                 heard.put((number, error))
 
 
 class GpuEngine:
-    """Processes of this machine, one a GPU. See `Engine` for what the methods promise."""
+    """Processes of this machine, some a GPU. See `Engine` for what the methods promise."""
 
     device = "cuda"
 
@@ -83,12 +90,12 @@ class GpuEngine:
         self.work = (store, checkpoints, keep_every)
         context = get_context("spawn")
         self.tasks, self.heard = context.Queue(), context.Queue()
-        self.slots = workers or AT_ONCE * len(gpus)
-        used = min(self.slots, len(gpus))
-        share = [self.slots // used + (i < self.slots % used) for i in range(used)]
+        self.slots = workers or PROCESSES * AT_ONCE * len(gpus)
+        homes = (gpus * PROCESSES)[: self.slots]
+        share = [self.slots // len(homes) + (i < self.slots % len(homes)) for i in range(len(homes))]
         self.processes = [
             context.Process(target=_serve, args=(gpu, self.tasks, self.heard, os.getpid(), n), daemon=True)
-            for gpu, n in zip(gpus, share, strict=False)
+            for gpu, n in zip(homes, share, strict=True)
         ]
         for process in self.processes:
             process.start()

@@ -16,6 +16,8 @@ from sparsity_moves.training import Spec
 
 STACK = {"cpu": 8, "cuda": 64}
 """Models a fleet. On a CPU, eight of add-7 take a tenth less time than twice four, and sixteen gain no more."""
+ROOM = 8e9
+"""Bytes of a step's activations that a fleet may fill, so that those side by side fit a GPU of 80 GB."""
 
 
 @dataclass(frozen=True)
@@ -32,22 +34,33 @@ class Shard:
     def cost(self) -> float:
         """Forward FLOPs, roughly: what progress and order go by."""
         spec = self.specs[0]
-        sequences = spec.batch or len(spec.task_object.training_pool(spec.seed, 0, spec.pool))
-        tokens = len(spec.task_object.read_out) * sequences
+        tokens = len(spec.task_object.read_out) * sequences(spec)
         overhead = 2e6  # what a step costs beside its products, in the same unit
         return len(self.specs) * spec.steps * (tokens * count(spec.architecture).flops_per_token + overhead)
 
 
+def sequences(spec: Spec) -> int:
+    """Of one step."""
+    return spec.batch or len(spec.task_object.training_pool(spec.seed, 0, spec.pool))
+
+
+def fitting(spec: Spec) -> int:
+    """Models of which a step's activations fit `ROOM`: four numbers a hidden unit and five a dimension of the stream
+    at every token, whatever is closed."""
+    task = spec.task_object
+    tokens = (len(task.read_out) + (spec.depth - 1) * task.length) * sequences(spec)
+    return max(1, int(ROOM / (4 * tokens * (4 * spec.width + 5 * spec.d_model))))
+
+
 def shards(specs: Iterable[Spec], stack: int) -> list[Shard]:
-    """Fleets of at most `stack` runs that differ in their seeds only, the costliest first."""
+    """Fleets of at most `stack` runs that differ in their seeds only, nor more than fit, the costliest first."""
     groups: dict[Spec, dict[str, Spec]] = defaultdict(dict)
     for spec in specs:
         groups[spec.shape][spec.spec_id] = spec
-    cut = [
-        Shard(tuple(list(group.values())[i : i + stack]))
-        for group in groups.values()
-        for i in range(0, len(group), stack)
-    ]
+    cut = []
+    for shape, group in groups.items():
+        models, size = list(group.values()), min(stack, fitting(shape))
+        cut += [Shard(tuple(models[i : i + size])) for i in range(0, len(models), size)]
     return sorted(cut, key=lambda shard: -shard.cost)
 
 
