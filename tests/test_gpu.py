@@ -6,8 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sparsity_moves.studies import arm
+from sparsity_moves.kernels import triton
+from sparsity_moves.model import Architecture
+from sparsity_moves.model.feedforward import combine, hidden_units
+from sparsity_moves.model.routing import Routing
+from sparsity_moves.model.tree import by_path
+from sparsity_moves.studies import arm, every
+from sparsity_moves.tasks import TASKS, generator
 from sparsity_moves.training import Fleet, data, train
+from sparsity_moves.training.precision import products
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
@@ -90,3 +97,46 @@ class TestEveryArm:
             for moment, there in one.moments.items():
                 for parameter, value in there.parameters.items():
                     assert torch.equal(value, other.moments[moment].parameters[parameter])
+
+
+def layers():
+    """Every FFN of the full-scale runs whose products round to ten bits, at its model's width."""
+    specs = {spec.shape for study in every("paper") for spec in study.specs if spec.precision == "tf32"}
+    return sorted({(spec.d_model, spec.architecture.ffn) for spec in specs}, key=repr)
+
+
+@pytest.mark.parametrize(("width", "ffn"), layers() if torch.cuda.is_available() else [], ids=str)
+def test_every_layer_of_the_full_scale_runs_is_the_masked_one_to_ten_bits(width, ffn):
+    """With a routing that is given, so that nothing hangs on a near-tie; gradients of sizes far apart."""
+    models, tokens = 2, 700
+    source = generator(0, "layers")
+    shapes = Architecture(TASKS["modular_addition"](7, 0.5), width, ffn=ffn).shapes()
+    p = {
+        name: (torch.randn(models, *shape, generator=source) / shape[0] ** 0.5).cuda().requires_grad_()
+        for name, shape in shapes.items()
+        if name.startswith("0.ffn.") and name != "0.ffn.router"
+    }
+    x = torch.randn(models, tokens, width, generator=source).cuda().requires_grad_()
+    sizes = 10 ** torch.rand(models, tokens, 1, generator=source).mul(-6).sub(5).cuda()
+    weight = torch.randn(models, tokens, width, generator=source).cuda() * sizes
+    routing = None
+    if ffn.experts > 1:
+        scores = torch.randn(models, 1, tokens, ffn.experts, generator=source).cuda()
+        chosen = torch.zeros_like(scores).scatter(-1, scores.topk(ffn.top_k).indices, 1.0)
+        gates = chosen if ffn.plain_gates else chosen * scores.softmax(-1)
+        routing = Routing(gates.requires_grad_(not ffn.plain_gates), chosen, None)
+    found = []
+    for rounding in ("fp32", "tf32"):
+        with products(rounding):
+            if rounding == "tf32":
+                y = triton.feed_forward(ffn, p, "0.ffn.", x, routing, True)
+            else:
+                units = hidden_units(ffn, p, "0.ffn.", x)
+                given = by_path(ffn, units[:, None], None) if ffn.router == "tree" else routing
+                y = x + combine(ffn, p, "0.ffn.", units, None if given is None else given.gates.flatten(1, 2))
+            wanted = [x, *p.values(), *([gates] if routing is not None and gates.requires_grad else [])]
+            found.append([y, *torch.autograd.grad((y * weight).sum(), wanted)])
+    for what, expected, got in zip(("y", "x", *p, "gates"), *found, strict=False):
+        far = float((got - expected).norm() / expected.norm())
+        # A branch of a tree near zero may fall the other way.
+        assert far < (5e-2 if ffn.router == "tree" else 2e-3), (what, far)

@@ -115,6 +115,7 @@ def of_one(x: Float[Tensor, "M N D"], chunk: int) -> Dispatch:
 @triton.jit
 def _through(
     x,
+    onto,
     in_t,
     up_t,
     b_in,
@@ -143,8 +144,8 @@ def _through(
     CHUNK: tl.constexpr,
     SLICE: tl.constexpr,
 ):
-    """One chunk's outputs, a row an assignment, added to x where that is asked for. Matrices come turned, or with
-    HALF in fp16 as they are."""
+    """One chunk's outputs, a row an assignment, with `onto` where it is ADDED. Matrices come turned; with HALF they
+    and x come in fp16, and as they are."""
     m = tl.program_id(1).to(tl.int64)
     c = m * C + tl.program_id(0)
     begin = tl.load(first + c)
@@ -157,8 +158,7 @@ def _through(
         n = m * N + assigned // TOP
         d = tl.arange(0, DP)
         wide = here[:, None] & (d < D)[None, :]
-        rows = tl.load(x + n[:, None] * D + d[None, :], mask=wide, other=0.0)
-        tile = rows.to(tl.float16) if HALF else rows
+        tile = tl.load(x + n[:, None] * D + d[None, :], mask=wide, other=0.0)
         out = tl.zeros((CHUNK, DP), tl.float32)
         for start in range(0, W, SLICE):
             unit = start + tl.arange(0, SLICE)
@@ -191,7 +191,7 @@ def _through(
         if WEIGHED:
             out *= tl.load(gates + n * E + e, mask=here, other=0.0)[:, None]
         if ADDED:
-            out += rows
+            out += tl.load(onto + n[:, None] * D + d[None, :], mask=wide, other=0.0)
         tl.store(y + (m * N * TOP + assigned)[:, None] * D + d[None, :], out, mask=wide)
 
 
@@ -269,7 +269,6 @@ def _back(
             largest = tl.max(tl.abs(dy))
             scale = tl.where(largest > 0, tl.exp2(tl.floor(-tl.log2(largest / LARGEST))), 1.0)
             smaller = 1.0 / scale
-            tile = tile.to(tl.float16)
             dy = (dy * scale).to(tl.float16)
             tl.store(x_t + row * D + d[None, :], tile, mask=(d < D)[None, :])
             tl.store(upstream_t + row * D + d[None, :], dy, mask=(d < D)[None, :])
@@ -428,17 +427,19 @@ class _Grouped(torch.autograd.Function):
         count = by.first.shape[1]
         # A pointer that the settings leave unread may be any.
         b_in, b_out = (x if b is None else b.contiguous() for b in (b_in, b_out))
-        w_in, w_out = (w.half() if half else w.contiguous() for w in (w_in, w_out))
-        w_up = x if w_up is None else w_up.half() if half else w_up.contiguous()
+        kind = torch.float16 if half else x.dtype
+        w_in, w_out = (w.to(kind).contiguous() for w in (w_in, w_out))
+        w_up = x if w_up is None else w_up.to(kind).contiguous()
         in_t, up_t, out_t = w_in, w_up, w_out
         if not half:
             in_t, out_t = (w.transpose(1, 2).contiguous() for w in (w_in, w_out))
             up_t = w_up.transpose(1, 2).contiguous() if ctx.settings["GATED"] else x
+        rounded = x.to(kind)
         _through[(count, models)](
-            x, in_t, up_t, b_in, out_t, b_out, gates, by.order, by.first, by.last, by.expert, y, tokens, count,
-            **ctx.settings, num_warps=at_once.warps, num_stages=at_once.stages,
+            rounded, x, in_t, up_t, b_in, out_t, b_out, gates, by.order, by.first, by.last, by.expert, y, tokens,
+            count, **ctx.settings, num_warps=at_once.warps, num_stages=at_once.stages,
         )  # fmt: skip
-        ctx.save_for_backward(x, w_in, w_up, in_t, up_t, w_out, b_in, b_out, gates, *by)
+        ctx.save_for_backward(rounded, w_in, w_up, in_t, up_t, w_out, b_in, b_out, gates, *by)
         if top_k == 1:
             return y.view(models, tokens, d_model)
         return x + y.sum(2) if added else y.sum(2)
@@ -452,19 +453,21 @@ class _Grouped(torch.autograd.Function):
         experts, top_k, width, half = of["E"], of["TOP"], of["W"], of["HALF"]
         count = by.first.shape[1]
         columns = count * of["CHUNK"]
-        kind = torch.float16 if half else x.dtype
 
         def written(units: int) -> Tensor:
             shape = (models, columns, units) if half else (models, units, columns)
-            return torch.empty(shape, dtype=kind, device=x.device)
+            return torch.empty(shape, dtype=x.dtype, device=x.device)
+
+        def summed(*shape: int) -> Tensor:
+            return torch.empty(shape, device=x.device)
 
         hidden_t, d_before_t = written(width), written(width)
         d_up_t = written(width) if of["GATED"] else None
         x_t, upstream_t = written(d_model), written(d_model)
-        d_bias = x.new_empty(models, count, width)
-        unscale = x.new_empty(models, count) if half else x
+        d_bias = summed(models, count, width)
+        unscale = summed(models, count) if half else x
         d_gates = torch.zeros_like(gates) if of["WEIGHED"] else None
-        d_x = x.new_empty(models, tokens, top_k, d_model)
+        d_x = summed(models, tokens, top_k, d_model)
         w_in, w_up, in_t, up_t, w_out = matrices
         _back[(count, models)](
             x, w_in, w_up, in_t, up_t, b_in, w_out, b_out, gates, by.order, by.first, by.last, by.expert, upstream,
@@ -480,7 +483,7 @@ class _Grouped(torch.autograd.Function):
             # Experts are rarely of one size: without parts, the device waits for the largest.
             parts = max(1, min(16, 2112 // (models * experts * tiles), tokens * top_k // 512))
             shape = (models, experts, width, d_model) if outwards else (models, d_model, experts, width)
-            out = x.new_empty(parts, *shape)
+            out = summed(parts, *shape)
             _matrix[(tiles, experts, models * parts)](
                 rows, units, by.chunks, unscale, out, count, E=experts, D=d_model, W=width,
                 ALONG_D=1 if outwards else experts * width, ALONG_W=d_model if outwards else 1,
@@ -521,7 +524,7 @@ class Sizes(NamedTuple):
     warps_back: int
     stages_back: int
     held: int
-    """Assignments that a matrix's gradient is summed over at once."""
+    """Assignments that a matrix's gradient is summed over at once: of one chunk, which has one scale."""
 
 
 def sizes(d_model: int, half: bool) -> Sizes:
