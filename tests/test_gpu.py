@@ -126,17 +126,21 @@ def test_every_layer_of_the_full_scale_runs_is_the_masked_one_to_ten_bits(width,
         gates = chosen if ffn.plain_gates else chosen * scores.softmax(-1)
         routing = Routing(gates.requires_grad_(not ffn.plain_gates), chosen, None)
     found = []
-    for rounding in ("fp32", "tf32"):
+    tree = ffn.router == "tree"
+    # Where a response rounds decides a branch, and the side of a kink.
+    within = 5e-2 if tree else 2e-2 if ffn.activation == "relu" else 2e-3
+    for rounding, ours in (("tf32" if tree else "fp32", False), ("tf32", True)):
         with products(rounding):
-            if rounding == "tf32":
+            if ours:
                 y = triton.feed_forward(ffn, p, "0.ffn.", x, routing, True)
             else:
                 units = hidden_units(ffn, p, "0.ffn.", x)
-                given = by_path(ffn, units[:, None], None) if ffn.router == "tree" else routing
+                given = by_path(ffn, units[:, None], None) if tree else routing
                 y = x + combine(ffn, p, "0.ffn.", units, None if given is None else given.gates.flatten(1, 2))
             wanted = [x, *p.values(), *([gates] if routing is not None and gates.requires_grad else [])]
             found.append([y, *torch.autograd.grad((y * weight).sum(), wanted)])
     for what, expected, got in zip(("y", "x", *p, "gates"), *found, strict=False):
+        if what == "gates":  # the masked form has gradients of closed gates, too, which nobody reads
+            expected = expected * chosen
         far = float((got - expected).norm() / expected.norm())
-        # A branch of a tree near zero may fall the other way.
-        assert far < (5e-2 if ffn.router == "tree" else 2e-3), (what, far)
+        assert far < within, (what, far)
