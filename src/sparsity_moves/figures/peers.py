@@ -17,7 +17,7 @@ PROGRAMS = {
     "b": ("the same, torch.compile", "#9c6e00", "square"),
     "c": ("torch.func vmap", "#1762b6", "diamond"),
     "d": ("JAX vmap + jit", "#0b7643", "triangle-up"),
-    "e": ("this project", "#8548ac", "wedge"),
+    "e": ("this project", "#8548ac", "triangle-down"),
 }
 """Name, colour and symbol, by the letter that the table has."""
 NAMES = [name for name, _, _ in PROGRAMS.values()]

@@ -156,7 +156,9 @@ def differences_table(tell: Teller, task: TaskName) -> Text:
             "accuracy": tell.mean(task, arm, "accuracy", "final"),
             "without the FFN": tell.mean(task, arm, moment="final"),
             **{
-                f"over {other}": tell.difference(task, arm, other, moment="final").replace("points ", "")
+                f"over {other}": tell.difference(task, arm, other, moment="final").replace(
+                    "points (95\u00a0% CI ", "("
+                )
                 for other in ("dense", "narrow", "moe")
             },
         }
@@ -165,7 +167,7 @@ def differences_table(tell: Teller, task: TaskName) -> Text:
     return table(
         pl.DataFrame(rows).rename({"over moe": "over MoE"}),
         name=f"trees-{task.replace('_', '-')}",
-        caption="At the last step; differences are of the same seeds, in points, with 95 % intervals.",
+        caption="At the last step; differences, in points, are of the same seeds, in brackets their 95 % intervals.",
     )
 
 
