@@ -77,7 +77,7 @@ def speed(device: str, found: dict[str, Any]) -> Figure | Text:
             colour,
             alt.Shape(
                 "kind:N",
-                scale=alt.Scale(domain=there, range=["circle", "diamond", "wedge"][: len(there)]),
+                scale=alt.Scale(domain=there, range=["circle", "diamond", "triangle-up"][: len(there)]),
                 legend=None,
             ),
             tooltip=tips,
