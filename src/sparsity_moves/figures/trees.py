@@ -152,7 +152,7 @@ def differences_table(tell: Teller, task: TaskName) -> Text:
     """Every forest's accuracy, whole and without the FFN, and what the latter is over the others'."""
     rows = [
         {
-            "FFN": arm_label(arm),
+            "FFN": f"{arm_label(kind_of(arm))}, height {height(arm)}",
             "accuracy": tell.mean(task, arm, "accuracy", "final"),
             "without the FFN": tell.mean(task, arm, moment="final"),
             **{
