@@ -18,6 +18,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -50,31 +51,31 @@ SIZES = {
 }
 
 
-def build(size: Size, ffn: str, length: int, seed: int = 0) -> nn.Module:
-    """An OPT model at its start; the same weights at one seed, whoever builds it."""
+def build(size: Size, ffn: str, length: int, device: torch.device, seed: int = 0) -> nn.Module:
+    """An OPT model at its start, drawn where it will be; every process draws the same at one seed."""
     from transformers import OPTConfig, OPTForCausalLM
 
     torch.manual_seed(seed)
-    model: nn.Module = OPTForCausalLM(
-        OPTConfig(
-            vocab_size=256,
-            hidden_size=size.d_model,
-            word_embed_proj_dim=size.d_model,
-            num_hidden_layers=size.layers,
-            num_attention_heads=size.heads,
-            ffn_dim=size.width,
-            max_position_embeddings=length,
-            dropout=0.0,
-            pad_token_id=None,
-            bos_token_id=0,
-            eos_token_id=0,
-            use_cache=False,
-        )
+    config = OPTConfig(
+        vocab_size=256,
+        hidden_size=size.d_model,
+        word_embed_proj_dim=size.d_model,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        ffn_dim=size.width,
+        max_position_embeddings=length,
+        dropout=0.0,
+        pad_token_id=None,
+        bos_token_id=0,
+        eos_token_id=0,
+        use_cache=False,
     )
-    if ffn == "tree":
-        nodes = (2 << size.height) - 1
-        shape = FeedForward(size.trees * nodes, router="tree", tree_depth=size.height, activation="gelu")
-        with_trees(model, shape)
+    with device:
+        model: nn.Module = OPTForCausalLM(config)
+        if ffn == "tree":
+            nodes = (2 << size.height) - 1
+            shape = FeedForward(size.trees * nodes, router="tree", tree_depth=size.height, activation="gelu")
+            with_trees(model, shape)
     return model
 
 
@@ -177,7 +178,7 @@ def main() -> None:
     half, size = given.device == "cuda", SIZES[given.size]
     if rank == 0:
         print(f"building {given.size} with {given.ffn} FFNs …", file=sys.stderr, flush=True)
-    model = build(size, given.ffn, given.length).to(device).train()
+    model = build(size, given.ffn, given.length, device).train()
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if given.shard:
         shard(model, half)
@@ -188,6 +189,7 @@ def main() -> None:
         "processes": dist.get_world_size() if given.shard else 1,
         "parameters": parameters,
         "torch": torch.__version__,
+        "transformers": version("transformers"),
         "batch": given.batch,
         "length": given.length,
     }
@@ -195,8 +197,11 @@ def main() -> None:
         tokens = next(windows(generated(1, 2000), given.batch, given.length, 0, 1)).to(device)
         found["layer_seconds"] = layer_seconds(model, tokens, half)
     found["steps"] = steps(model, given.batch, given.length, given.steps, device, half)
-    if half:
-        found["peak_bytes"] = torch.cuda.max_memory_allocated(device)
+    if half:  # of the process that took most
+        peak = torch.tensor(torch.cuda.max_memory_allocated(device), device=device)
+        if given.shard:
+            dist.all_reduce(peak, dist.ReduceOp.MAX)
+        found["peak_bytes"] = int(peak)
     if given.shard:
         dist.destroy_process_group()
     if rank == 0:

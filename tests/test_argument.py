@@ -24,6 +24,7 @@ from sparsity_moves.figures import (
     patterns,
     routers,
     timeline,
+    trees,
     undoing,
 )
 from sparsity_moves.figures.book_renderer import Figure, to_json
@@ -54,10 +55,10 @@ def planted(share: dict[str, float] = SHARE, number: int = 6, profile: str = "pa
     lines, settings = [], {}
     for name, left in share.items():
         for place, seed in enumerate(studies.seeds(number)):
-            base = name.removesuffix("_norm")
-            spec = studies.arm(
-                base, profile, "add7", seed, **({"norm": "rms"} if name.endswith("norm") else {})
-            )  # type: ignore[arg-type]
+            base = name.removesuffix("_norm").split("_height")[0]
+            more: dict[str, Any] = {"norm": "rms"} if name.endswith("_norm") else {}
+            more |= {"tree_depth": studies.trees.height(name)} if "_height" in name else {}
+            spec = studies.arm(base, profile, "add7", seed, **more)
             settings[spec.spec_id] = {"arm": name, "seed": seed}
             own = {
                 field: getattr(spec, field)
@@ -262,6 +263,32 @@ class TestSentences:
         assert tell.difference("histogram", "moe") == NOT_YET
         assert "MoE top-2" in tell.missing("add7", ("moe", "moe_top2"))
         assert tell.missing("add7", ("moe",)) == ""
+
+    def test_the_course_over_height_is_read_from_the_runs(self) -> None:
+        share = {
+            "dense": 0.1,
+            "moe": 0.3,
+            "tree_height2": 0.1,
+            "tree": 0.2,
+            "tree_height7": 0.4,
+            "tree_active": 0.3,
+        }
+        main = planted(share)
+        wobble = 0.002 * (pl.int_range(pl.len()) % 5)  # else all seeds would differ by the same
+        rows = main.rows.with_columns(pl.col("no_ffn_accuracy") + wobble)
+        tell = Teller(Argument(Evidence(rows, main.settings, main.curves)))
+        lines, missing = trees.course(tell, "add7")
+        forest, active = (re.sub(r"<[^>]*>", "", line) for line in lines.splitlines())
+        assert "the higher, the more** is right without the FFN (+60" in forest
+        assert "from height 2 to 7" in forest
+        assert "against Dense, more at height 3 and 7, no clear difference at height 2" in forest
+        assert "against MoE, more at height 7, less at height 2 and 3" in forest
+        assert "the higher" not in active, "of one height nothing is said about height"
+        assert "against MoE, no clear difference at height 3" in active
+        assert "Tree, height 4" in missing
+        listed = trees.differences_table(tell, "add7").source
+        assert len([line for line in listed.splitlines() if line.startswith("| Tree")]) == 4
+        assert trees.course(tell, "histogram") == ["*No tree has been run at this scale on histogram yet.*"]
 
     def test_a_conclusion_stands_only_where_its_claim_holds(self, real: Argument) -> None:
         tell = Teller(real)

@@ -95,23 +95,32 @@ def test_dispatch_in_bf16_counts_more_tokens_than_bf16_can() -> None:
     assert float((out - masked).abs().max()) <= 1e-2 * float(masked.abs().max())
 
 
-def test_an_expert_that_nobody_chose_is_left_alone() -> None:
+@pytest.mark.parametrize("kernel", [open_experts, dispatched_experts], ids=lambda k: k.__name__)
+@pytest.mark.parametrize(
+    "experts",
+    [[[0, 2, 0, 2], [1, 1, 1, 0]], [[1], [2]], [[], []]],
+    ids=["experts that nobody chose", "one token", "no token"],
+)
+def test_where_tokens_are_few_or_all_choose_alike(kernel, experts) -> None:
+    """Outputs and gradients; an expert without tokens has a gradient of zero."""
     ffn = FeedForward(width=12, experts=3, router="learned")
-    generator = torch.Generator().manual_seed(0)
-    p = {
-        "w_in": torch.randn(1, 5, 12, generator=generator, requires_grad=True),
-        "b_in": torch.randn(1, 12, generator=generator),
-        "w_out": torch.randn(1, 12, 5, generator=generator),
-        "b_out": torch.randn(1, 3, 5, generator=generator),
-    }
-    x = torch.randn(1, 4, 5, generator=generator)
-    chosen = torch.nn.functional.one_hot(torch.tensor([[[0, 2, 0, 2]]]), 3).float()
-    out = open_experts(ffn, p, "", x, Routing(chosen, chosen, None))
+    source = torch.Generator().manual_seed(0)
+    shapes = {"w_in": (8, 12), "b_in": (12,), "w_out": (12, 8), "b_out": (3, 8)}
+    p = {n: torch.randn(2, *s, generator=source).requires_grad_() for n, s in shapes.items()}
+    expert = torch.tensor(experts, dtype=torch.long)
+    x = torch.randn(*expert.shape, 8, generator=source, requires_grad=True)
+    chosen = torch.nn.functional.one_hot(expert, 3).float()[:, :, None]
+    floats = [x, *p.values()]
+    out = kernel(ffn, p, "", x, Routing(chosen, chosen, None))
     masked = combine(ffn, p, "", hidden_units(ffn, p, "", x), chosen.flatten(1, 2))
     torch.testing.assert_close(out, masked)
-    (gradient,) = torch.autograd.grad(out.sum(), [p["w_in"]])
-    assert gradient[0, :, 4:8].eq(0).all()
-    assert gradient[0, :, :4].ne(0).any()
+    weight = torch.linspace(-1, 1, out.numel()).view_as(out)
+    found, expected = (torch.autograd.grad((y * weight).sum(), floats) for y in (out, masked))
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    used = chosen.sum((1, 2)) > 0
+    units = found[1].abs().sum(1).unflatten(1, (3, 4)).sum(-1)
+    assert torch.equal(units > 0, used)
 
 
 @named

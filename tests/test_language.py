@@ -8,9 +8,10 @@ import sys
 import pytest
 import torch
 
+from sparsity_moves.cli_looks import Language
 from sparsity_moves.errors import UserError
 from sparsity_moves.kernels.tree import masked
-from sparsity_moves.language import Trees, counting, mlps, text, usage, with_trees
+from sparsity_moves.language import Trees, counting, mlps, runs, text, usage, with_trees
 from sparsity_moves.language.module import every
 from sparsity_moves.language.training import LanguageSpec, train, without
 from sparsity_moves.language.training import build as build_language
@@ -314,3 +315,17 @@ def test_without_its_ffns_a_model_is_one_whose_ffns_are_zero():
 def test_settings_that_are_none_are_refused():
     with pytest.raises(UserError, match="no FFN is called 'sparse'"):
         LanguageSpec(ffn="sparse", seed=0)
+
+
+def test_the_command_trains_what_it_is_asked_for(monkeypatch):
+    asked = []
+    monkeypatch.setattr(runs, "run", lambda wanted, *_: asked.extend(wanted) or len(asked))
+    Language(ffn=("tree", "tree_balanced"), seeds=2, height=4, activation="relu").run()
+    assert [(arm, spec.nonlinearity) for arm, spec in asked] == [
+        ("tree", "node"),
+        ("tree_balanced", "sum"),
+    ] * 2
+    assert {(spec.activation, spec.tree_depth, spec.steps) for _, spec in asked} == {("relu", 4, 600)}
+    assert {spec.shape.activation for _, spec in asked} == {"relu"}
+    with pytest.raises(UserError, match="no language model's FFN is called 'bush'"):
+        Language(ffn=("bush",)).run()

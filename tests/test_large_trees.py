@@ -24,7 +24,7 @@ def script() -> dict:
 
 
 def test_two_processes_have_the_losses_of_one(script, tmp_path):
-    model = script["build"](script["SIZES"]["tiny"], "tree", LENGTH)
+    model = script["build"](script["SIZES"]["tiny"], "tree", LENGTH, torch.device("cpu"))
     alone = script["steps"](model, BATCH, LENGTH, STEPS, torch.device("cpu"), False)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -15,19 +15,36 @@ import torch
 
 from sparsity_moves.kernels.tree import floor, forest, grouped, masked, tree_layer, walk
 from sparsity_moves.model import FeedForward
-from sparsity_moves.model.feedforward import hidden_units
+from sparsity_moves.model.feedforward import ACTIVATIONS, hidden_units
 from sparsity_moves.model.tree import by_path
 from sparsity_moves.tasks import generator
 
+
+def gather(x, w_in, b_in, w_out, depth, activation):
+    """The gather form, as public code has it: each token fetches the rows on its paths, one level after another."""
+    kind, (x, w_in, b_in, w_out) = x.dtype, (t.float() for t in (x, w_in, b_in, w_out))
+    roots = torch.arange(0, len(w_in), (2 << depth) - 1)
+    node, out = torch.zeros(len(x), len(roots), dtype=torch.long), torch.zeros_like(x)
+    for _ in range(depth + 1):
+        unit = roots + node
+        response = (x[:, None] * w_in[unit]).sum(-1) + b_in[unit]
+        out = out + (ACTIVATIONS[activation](response)[..., None] * w_out[unit]).sum(1)
+        node = 2 * node + 1 + (response > 0)
+    return out.to(kind)
+
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-KERNELS = {"grouped": (grouped, "cpu"), "walk": (walk, "cpu")}
+KERNELS = {"gather": (gather, "cpu"), "grouped": (grouped, "cpu"), "walk": (walk, "cpu")}
+IN_BF16 = {"gather": gather, "grouped": forest, "walk": forest}
+"""A CPU computes bf16 in fp32, and rounds at the end."""
 if DEVICE == "cuda" or INTERPRETED:
     if INTERPRETED:
         import interpreter  # noqa: F401
     from sparsity_moves.kernels.triton import tree as on_gpu
 
     KERNELS["triton"] = (on_gpu.forest, DEVICE)
+    IN_BF16["triton"] = on_gpu.forest
 else:
 
     def test_the_gpus_kernels_in_the_interpreter():
@@ -93,14 +110,20 @@ SHAPES = [
     (3, 6, 1, 32),
     (2, 8, 150, 70),
 ]
+in_both_types = pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)], ids=["fp32", "bf16"]
+)
 by_kernel = pytest.mark.parametrize("kernel", list(KERNELS))
 
 
 def check(kernel, ffn, given, tolerance=1e-5, dtype=torch.float32):
+    """Against the masked form in fp32, of the same rounded numbers."""
     function, device = KERNELS[kernel]
+    if dtype == torch.bfloat16:
+        function = IN_BF16[kernel]
     gradients = kernel != "walk"
     found = outcome(lambda *g: function(*g, ffn.tree_depth, ffn.activation), given, device, dtype, gradients)
-    given = [t.to(dtype) for t in given]
+    given = [t.to(dtype).float() for t in given]
     assert_close(found, outcome(lambda *g: masked(ffn, *g), given, gradients=gradients), tolerance)
 
 
@@ -131,37 +154,50 @@ def test_triton_takes_two_trees_together_where_there_are_many_tokens(shape, monk
     check("triton", ffn, layer(ffn, tokens, d_model))
 
 
-@by_kernel
-@pytest.mark.parametrize("depth", [3, 6])
-def test_ties_go_left_everywhere(kernel, depth):
-    """Small integers have exact sums, and many of them are zero: paths and outputs are the same to the last bit."""
-    ffn = trees(2, depth, "none")
+def tied(ffn: FeedForward):
+    """Small integers: their sums are exact in every type, and many responses are zero."""
     source = generator(1, "ties")
     x, w_in, b_in = (
         torch.randint(-1, 2, s, generator=source).float() for s in ((90, 6), (ffn.width, 6), (ffn.width,))
     )
-    w_out = torch.eye(ffn.width)[:, : ffn.width]
+    assert float((x @ w_in.T + b_in == 0).float().mean()) > 0.1, "there are ties"
     w_in, x = (torch.nn.functional.pad(t, (0, ffn.width - 6)) for t in (w_in, x))
-    responses = x @ w_in.T + b_in
-    assert float((responses == 0).float().mean()) > 0.1, "there are ties"
+    return [x, w_in, b_in, torch.eye(ffn.width)]
+
+
+@by_kernel
+@pytest.mark.parametrize("depth", [3, 6])
+def test_ties_go_left_everywhere(kernel, depth):
+    """Paths and outputs are the same to the last bit."""
+    ffn = trees(2, depth, "none")
+    x, w_in, b_in, w_out = tied(ffn)
     function, device = KERNELS[kernel]
     (found,) = outcome(
         lambda *g: function(*g, depth, "none"), [x, w_in, b_in, w_out], device, gradients=False
     )
     p = {"w_in": w_in.T[None], "b_in": b_in[None]}
     on = by_path(ffn, hidden_units(ffn, p, "", x[None])[:, :, None]).gates[0, :, 0]
+    responses = x @ w_in.T + b_in
     assert torch.equal(found, responses * on), "each unit's own column of the output is its response, or zero"
 
 
 @by_kernel
+@in_both_types
+def test_gradients_at_ties_are_the_masked_forms(kernel, dtype, tolerance):
+    ffn = trees(2, 5)
+    check(kernel, ffn, tied(ffn), tolerance, dtype)
+
+
+@by_kernel
+@in_both_types
 @pytest.mark.parametrize("bias", [100.0, -100.0])
-def test_where_all_tokens_go_one_way(kernel, bias):
+def test_where_all_tokens_go_one_way(kernel, bias, dtype, tolerance):
     """All but one branch is dead: most subtrees have no token, and their weights no gradient."""
     ffn = trees(2, 6)
     x, w_in, _, w_out = layer(ffn, 50, 16)
     given = [x, w_in, torch.full((ffn.width,), bias), w_out]
-    check(kernel, ffn, given)
-    if kernel != "walk":
+    check(kernel, ffn, given, tolerance, dtype)
+    if kernel != "walk" and dtype == torch.float32:
         function, device = KERNELS[kernel]
         d_w_out = outcome(lambda *g: function(*g, 6, "none"), given, device)[-1]
         assert int((d_w_out != 0).any(1).sum()) == ffn.open_blocks
@@ -170,29 +206,20 @@ def test_where_all_tokens_go_one_way(kernel, bias):
 @by_kernel
 def test_no_token_at_all(kernel):
     _, device = KERNELS[kernel]
+    function = gather if kernel == "gather" else forest
     given = [t.to(device).requires_grad_() for t in layer(trees(2, 6), 0, 16)]
-    assert forest(*given, 6, "gelu").shape == (0, 16)
-    gradients = torch.autograd.grad(forest(*given, 6, "gelu").sum(), given)
+    assert function(*given, 6, "gelu").shape == (0, 16)
+    gradients = torch.autograd.grad(function(*given, 6, "gelu").sum(), given)
     assert all(g.shape == t.shape and not g.any() for g, t in zip(gradients, given, strict=True))
 
 
 @by_kernel
-@pytest.mark.parametrize("shape", [(2, 3, 64, 32), (2, 6, 200, 64)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 64, 32), (2, 6, 200, 64), (3, 6, 1, 32)], ids=str)
 def test_in_bf16_the_paths_are_those_of_fp32(shape, kernel):
     """Of the same rounded weights: only sums of products are rounded in between."""
-    if kernel == "walk":
-        pytest.skip("a CPU computes bf16 in fp32")
     number, depth, tokens, d_model = shape
     ffn = trees(number, depth)
-    given = [t.bfloat16() for t in layer(ffn, tokens, d_model)]
-    _, device = KERNELS[kernel]
-    found = outcome(
-        lambda *g: forest(*g, depth, "gelu") if kernel == "grouped" else on_gpu.forest(*g, depth, "gelu"),
-        given,
-        device,
-        torch.bfloat16,
-    )
-    assert_close(found, outcome(lambda *g: masked(ffn, *g), given), 1e-2)
+    check(kernel, ffn, layer(ffn, tokens, d_model), 1e-2, torch.bfloat16)
 
 
 @by_kernel

@@ -40,6 +40,8 @@ class Language:
     steps: int | None = None
     height: int | None = None
     """Of the trees, 5 unless given."""
+    activation: str | None = None
+    """φ, `gelu` unless given."""
     corpus: str = "generated"
     """`generated` here, or `wikitext` (WikiText-103, which the package `datasets` fetches)."""
 
@@ -53,7 +55,7 @@ class Language:
 
         if self.corpus not in ("generated", "wikitext"):
             raise UserError(f"no corpus is called '{self.corpus}'; there are generated and wikitext")
-        more = {"steps": self.steps, "tree_depth": self.height}
+        more = {"steps": self.steps, "tree_depth": self.height, "activation": self.activation}
         own = {name: value for name, value in more.items() if value is not None}
         wanted = [(arm, runs.spec(arm, seed, **own)) for seed in seeds(self.seeds) for arm in self.ffn]
         where = Looks(results_folder("language"))

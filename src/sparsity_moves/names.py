@@ -28,14 +28,16 @@ FAMILIES: tuple[Family, ...] = get_args(Family)
 """Measures that have a table of their own, `<family>.parquet`, beside runs.parquet."""
 
 
+def checkout() -> Path:
+    """The folder of `_toc.yml`, looked for upwards, as a notebook runs in `book/`; outside of one, where we are."""
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if (folder / "_toc.yml").exists()), here)
+
+
 def results_folder(profile: Profile | LooksName) -> Path:
     """Where a profile's runs, or a kind of looks, lie: `results/<name>` of the checkout, or under
-    SPARSITY_MOVES_RESULTS.
-
-    A notebook runs in `book/`, so the checkout is looked for upwards; outside of one, `results` is made here.
+    SPARSITY_MOVES_RESULTS. Outside of a checkout `results` is made here.
     """
     if elsewhere := os.environ.get("SPARSITY_MOVES_RESULTS"):
         return Path(elsewhere) / profile
-    here = Path.cwd()
-    checkout = next((folder for folder in (here, *here.parents) if (folder / "_toc.yml").exists()), here)
-    return Path(os.path.relpath(checkout / "results")) / profile
+    return Path(os.path.relpath(checkout() / "results")) / profile

@@ -6,14 +6,14 @@ from pathlib import Path
 from sparsity_moves.figures.claim_words import signed
 from sparsity_moves.figures.prose import mean
 from sparsity_moves.figures.summary import summary
-from sparsity_moves.names import results_folder
+from sparsity_moves.names import checkout
 
 WHO = {"lab": "the lab's trainer", "python": "the book's trainer"}
 
 
 def benchmark() -> Path:
     """The table of `benchmarks/lab_agreement.py`."""
-    return results_folder("paper").parent.parent / "benchmarks" / "results" / "lab_agreement.json"
+    return checkout() / "benchmarks" / "results" / "lab_agreement.json"
 
 
 def agreement() -> str:

@@ -1,15 +1,14 @@
 """When is a tree faster? Times of one layer against the dense one's, from the committed benchmark tables."""
 
-import json
 from typing import Any
 
 import altair as alt
 import polars as pl
 
+from sparsity_moves.figures.benchmarks import committed
 from sparsity_moves.figures.book_renderer import Figure, show
 from sparsity_moves.figures.prose import Text, table
 from sparsity_moves.figures.strips import nothing_yet, selected
-from sparsity_moves.names import results_folder
 
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 KINDS = {"dense": "#5f636a", "MoE": "#1762b6", "trees": "#8548ac"}
@@ -17,13 +16,8 @@ KINDS = {"dense": "#5f636a", "MoE": "#1762b6", "trees": "#8548ac"}
 
 def benchmarks() -> dict[str, dict[str, Any]]:
     """The committed tables of `benchmarks/tree_speed.py`, by device; those that are there."""
-    folder = results_folder("paper").parent.parent / "benchmarks" / "results"
-    found = {}
-    for device in DEVICES:
-        path = folder / f"tree_speed-{device}.json"
-        if path.exists():
-            found[device] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    found = committed("tree_speed-*.json")
+    return {device: found[f"tree_speed-{device}"] for device in DEVICES if f"tree_speed-{device}" in found}
 
 
 def busy(found: dict[str, Any]) -> bool:
@@ -83,7 +77,7 @@ def speed(device: str, found: dict[str, Any]) -> Figure | Text:
             colour,
             alt.Shape(
                 "kind:N",
-                scale=alt.Scale(domain=there, range=["circle", "diamond", "wedge"][: len(there)]),
+                scale=alt.Scale(domain=there, range=["circle", "diamond", "triangle-up"][: len(there)]),
                 legend=None,
             ),
             tooltip=tips,

@@ -4,12 +4,16 @@ import altair as alt
 import polars as pl
 
 from sparsity_moves.figures.book_renderer import Figure, show
-from sparsity_moves.figures.prose import Text, table
+from sparsity_moves.figures.looks import sure
+from sparsity_moves.figures.prose import Text, listed, table
 from sparsity_moves.figures.strips import MOMENTS, checkpoint, marks, nothing_yet
 from sparsity_moves.figures.summary import summaries
 from sparsity_moves.figures.theme import arm_colours, arm_label, arm_shapes
+from sparsity_moves.figures.told import Teller
+from sparsity_moves.figures.words import TASK_NAMES
 from sparsity_moves.studies.argument import Argument
 from sparsity_moves.studies.arms import TREES
+from sparsity_moves.studies.statistics import compare
 from sparsity_moves.studies.trees import BESIDE, HEIGHTS, height, label
 from sparsity_moves.training import TaskName
 
@@ -137,3 +141,67 @@ def sizes(argument: Argument, task: TaskName = "add7") -> Text:
         name="tree-sizes",
         caption="Matched in total or in open units; parameters of the whole model, and those that one token meets.",
     )
+
+
+def forests(tell: Teller, task: TaskName) -> list[str]:
+    """Those that the main tables have at the last step."""
+    return [arm for arm in ARMS[task] if kind_of(arm) in TREES and tell.values(task, arm, moment="final")]
+
+
+def differences_table(tell: Teller, task: TaskName) -> Text:
+    """Every forest's accuracy, whole and without the FFN, and what the latter is over the others'."""
+    rows = [
+        {
+            "FFN": f"{arm_label(kind_of(arm))}, height {height(arm)}",
+            "accuracy": tell.mean(task, arm, "accuracy", "final"),
+            "without the FFN": tell.mean(task, arm, moment="final"),
+            **{
+                f"over {other}": tell.difference(task, arm, other, moment="final").replace(
+                    "points (95\u00a0% CI ", "("
+                )
+                for other in ("dense", "narrow", "moe")
+            },
+        }
+        for arm in forests(tell, task)
+    ]
+    return table(
+        pl.DataFrame(rows).rename({"over moe": "over MoE"}),
+        name=f"trees-{task.replace('_', '-')}",
+        caption="At the last step; differences, in points, are of the same seeds, in brackets their 95 % intervals.",
+    )
+
+
+def course(tell: Teller, task: TaskName) -> list[str]:
+    """Whether higher trees leave more to attention, and which more than a dense layer or an MoE; what is missing."""
+    there, said = forests(tell, task), []
+    if not there:
+        return [f"*No tree has been run at this scale on {TASK_NAMES[task]} yet.*"]
+    for kind in (kind for kind in TREES if kind in {kind_of(arm) for arm in there}):
+        own = {height(arm): tell.values(task, arm, moment="final") for arm in there if kind_of(arm) == kind}
+        low, high = min(own), max(own)
+        parts = []
+        if low < high:
+            words = {
+                1: "**the higher, the more** is right without the FFN",
+                -1: "the higher, the *less* is right without the FFN",
+                0: "height makes no clear difference",
+            }[_sign(own[high], own[low])]
+            grown = tell.difference(task, label(kind, high), label(kind, low), moment="final")
+            parts.append(f"{words} ({grown} from height {low} to {high})")
+        for other in ("dense", "moe"):
+            held = tell.values(task, other, moment="final")
+            signs = {h: _sign(values, held) for h, values in own.items()}
+            sides = [
+                f"{words} at {'every height' if len(at) == len(own) > 1 else 'height ' + listed(at)}"
+                for side, words in ((1, "more"), (0, "no clear difference"), (-1, "less"))
+                if (at := [str(h) for h, sign in signs.items() if sign == side])
+            ]
+            parts.append(f"against {arm_label(other)}, {', '.join(sides)}")
+        said.append(f"- {arm_label(kind)}: {'; '.join(parts)}.")
+    return ["\n".join(said), tell.missing(task, [arm for arm in ARMS[task] if kind_of(arm) in TREES])]
+
+
+def _sign(one: dict[int, float], other: dict[int, float]) -> int:
+    """Whether one is surely above (+1) or below (-1) the other, seed by seed; 0 too where no seed has both."""
+    pairs = [value - other[seed] for seed, value in one.items() if seed in other]
+    return sure(compare(pairs)) if pairs else 0

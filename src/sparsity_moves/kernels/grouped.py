@@ -137,7 +137,7 @@ def open_experts(
     order = expert.flatten(1).argsort(dim=1, stable=True)
     given = rows(x, (order // k)[:, None])[:, 0]
     sorted_out = blocks(ffn, p, name, given, chosen.sum(1).flatten().long().tolist())
-    out = rows(sorted_out, order.argsort(dim=1)[:, None])[:, 0].view(models, tokens, k, -1)
+    out = rows(sorted_out, order.argsort(dim=1)[:, None])[:, 0].view(models, tokens, k, x.shape[2])
     if ffn.plain_gates:
         return out[:, :, 0]
     return (out * gates.gather(-1, expert)[..., None]).sum(2)

@@ -25,8 +25,8 @@ Pattern = Float[Tensor, "M B H P T"]
 def rows(table: Float[Tensor, "M S ..."], index: Int[Tensor, "M B P"]) -> Float[Tensor, "M B P ..."]:
     """Row `index[m, ...]` of model m's table; its gradient is summed in a fixed order."""
     models, size = table.shape[:2]
-    shift = torch.arange(0, models * size, size, device=index.device).view(-1, 1, 1)
-    flat = table.reshape(models * size, -1)
+    shift = torch.arange(models, device=index.device).mul(size).view(-1, 1, 1)
+    flat = table.reshape(models * size, math.prod(table.shape[2:]))
     place = index + shift
     if place.is_cuda:  # where an index_select's gradient is summed in any order; an embedding's is not
         return F.embedding(place, flat).view(*index.shape, *table.shape[2:])
