@@ -41,15 +41,20 @@ def over_training(
         return nothing_yet("This course of training")
     key = [choice[0]] if choice else []
     arms = looks["arm"].unique(maintain_order=True).to_list()
-    long = (
-        looks.select(*key, "arm", "seed", pl.col(x[0]).alias("at"), *measures)
-        .unpivot(list(measures), index=[*key, "arm", "seed", "at"], variable_name="measure")
-        .drop_nulls("value")
-        .with_columns(pl.col("arm").map_elements(arm_label, return_dtype=pl.String), pl.col("value").round(4))
+    each = looks.select(
+        *key,
+        pl.col("arm").map_elements(arm_label, return_dtype=pl.String),
+        "seed",
+        pl.col(x[0]).alias("at"),
+        pl.col(*measures).round(4),
     )
+    long = each.unpivot(
+        list(measures), index=[*key, "arm", "seed", "at"], variable_name="measure"
+    ).drop_nulls()
     means = summaries(long, [*key, "arm", "at", "measure"], "value")
     means = means.with_columns(pl.col("mean", "low", "high").round(4)).drop("sd")
-    here = "datum.measure == measure" + (f" && datum.{choice[0]} == chosen" if choice else "")
+    of_choice = f"datum.{choice[0]} == chosen" if choice else "true"
+    here = f"datum.measure == measure && {of_choice}"
     scale = alt.Scale(type="log", nice=False) if logarithmic else alt.Scale(zero=False)
     across = alt.X("at:Q", title=x[1])
     up = alt.Y("mean:Q", title=None, scale=scale)
@@ -66,8 +71,9 @@ def over_training(
         alt.Tooltip("n:Q", title="seeds"),
     ]
     chart = alt.layer(
-        alt.Chart(long)
-        .transform_filter(here)
+        alt.Chart(each)  # a row a look, not a row a look and measure: the page stays light
+        .transform_calculate(value="datum[measure]")
+        .transform_filter(f"{of_choice} && isValid(datum.value)")
         .mark_line(strokeWidth=0.8, opacity=0.35, tooltip=None)
         .encode(across, alt.Y("value:Q", scale=scale), colour, alt.Detail("seed:N")),
         average.mark_area(opacity=0.2, tooltip=None).encode(
