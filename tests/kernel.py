@@ -38,5 +38,6 @@ def mount(page: Page, widget: anywidget.AnyWidget) -> None:
 
     page.expose_function("kernelHears", hears)
     page.expose_function("kernelSaves", saves)
-    own = [name for name in type(widget).class_trait_names(sync=True) if name in type(widget).__dict__]
-    page.evaluate(MOUNT, [widget._esm, {name: getattr(widget, name) for name in own if name != "_esm"}])
+    everybodys = anywidget.AnyWidget.class_trait_names()
+    own = [name for name in widget.trait_names(sync=True) if name not in everybodys and name[0] != "_"]
+    page.evaluate(MOUNT, [widget._esm, {name: getattr(widget, name) for name in own}])

@@ -366,9 +366,8 @@ class Opened:
         self.complaints: list[str] = []
 
     def bare(self, url: str) -> Page:
-        """A page of which the test makes the bench itself."""
-        self.base = url.rsplit("/", 1)[0]
-        page = self._page(self.base)
+        """A page into which the test puts the bench itself."""
+        page = self._page(url.rsplit("/", 1)[0])
         page.goto(url)
         return page
 
