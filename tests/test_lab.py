@@ -443,6 +443,7 @@ class TestLinks:
                 run["fall"],
                 run["treeDepth"],
                 bool(run["afterSum"]),
+                run["steps"],
             )
             assert theirs == (
                 spec.width,
@@ -460,6 +461,7 @@ class TestLinks:
                 spec.decay,
                 spec.tree_depth,
                 spec.nonlinearity == "sum",
+                spec.steps,
             ), setting
 
 
