@@ -20,13 +20,15 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
 from torch import Tensor
 
+import kernel
 from sparsity_moves.figures.book_renderer import DATA_DIR
 from sparsity_moves.measures.ablation import component_ablation
 from sparsity_moves.model import Parameters, Trace, forward
 from sparsity_moves.studies import arm
 from sparsity_moves.tasks import Sequences, stacked
 from sparsity_moves.widgets.bench.models import Model, models, page_config
-from sparsity_moves.widgets.bench.page_html import bench, element, module, worker
+from sparsity_moves.widgets.bench.page_html import element, module, worker
+from sparsity_moves.widgets.bench.widget import Bench, bench
 from test_lab_trainer import Mulberry32
 
 PAPER = Path(__file__).parents[1] / "results" / "paper"
@@ -363,22 +365,32 @@ class Opened:
         self.elsewhere: list[str] = []
         self.complaints: list[str] = []
 
+    def bare(self, url: str) -> Page:
+        """A page into which the test puts the bench itself."""
+        page = self._page(url.rsplit("/", 1)[0])
+        page.goto(url)
+        return page
+
     def __call__(
         self, place: str = "", base: str = "", script: str = "", name: str = "bench.html", **options: Any
     ) -> Page:
+        home = base or self.base
+        page = self._page(home, **options)
+        if script:
+            page.add_init_script(script)
+        page.goto(f"{home}/{name}{place}")
+        page.wait_for_selector(".bench select")
+        return page
+
+    def _page(self, home: str, **options: Any) -> Page:
         page = self.browser.new_page(**{"viewport": {"width": 1000, "height": 900}, **options})
         page.set_default_timeout(15_000)
         self.pages.append(page)
-        home = base or self.base
         page.on(
             "request", lambda r: r.url.startswith((home, "blob:", "data:")) or self.elsewhere.append(r.url)
         )
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("console", lambda m: m.type in ("error", "warning") and self.complaints.append(m.text))
-        if script:
-            page.add_init_script(script)
-        page.goto(f"{home}/{name}{place}")
-        page.wait_for_selector(".bench select")
         return page
 
 
@@ -576,6 +588,46 @@ class TestPage:
         found = Axe().run(page).response["violations"]
         assert not [f"{v['id']}: {v['nodes'][0]['html'][:100]}" for v in found]
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+class TestInANotebook:
+    @pytest.fixture
+    def live(self, opened: Opened, folder: Path, served: str) -> tuple[Page, Bench]:
+        (folder / "live.html").write_text(SHELL.format(""), encoding="utf-8")
+        page, widget = opened.bare(f"{served}/live.html"), bench("laptop")
+        assert isinstance(widget, Bench)
+        assert widget.table.is_empty()
+        kernel.mount(page, widget)
+        return settle(page), widget
+
+    def test_what_was_measured_comes_back_as_a_table(self, live: tuple[Page, Bench]) -> None:
+        page, widget = live
+        dense = named("add7-dense-first_best")
+        rows = pl.read_parquet(PAPER / "runs.parquet").filter(spec_id=dense.spec.spec_id, moment=dense.moment)
+        page.locator(".bench [name=beside]").select_option(dense.name)
+        for way, measure in (("z", "no_ffn_accuracy"), ("m", "mean_ffn_accuracy")):
+            page.locator(".bench [name=ffn]").select_option(way)
+            settle(page)
+            assert widget.choice["ffn"] == way
+            found = widget.table.filter(model=dense.name)
+            assert found["changed"].to_list() == [False, True]
+            assert found["inputs"].to_list() == [1000, 1000]
+            assert found["accuracy"][0] == pytest.approx(rows["accuracy"][0], abs=2e-3)
+            assert found["accuracy"][1] == pytest.approx(rows[measure][0], abs=2e-3)
+            assert found["exact_match"][0] > found["exact_match"][1]
+
+    def test_there_is_no_link_and_it_ends_without_a_trace(self, live: tuple[Page, Bench]) -> None:
+        page, _ = live
+        assert page.get_by_role("link", name="Link to this setting").count() == 0
+        page.evaluate("() => window.end()")
+
+    def test_the_kernel_hands_over_models_only(self) -> None:
+        widget, sent = bench("laptop"), []
+        assert isinstance(widget, Bench)
+        widget.send = lambda content, buffers=None: sent.append(content)
+        for wanted in ({"load": "../secret"}, {"load": ["add7"]}, "add7", {"load": published()[0].name}):
+            widget._handle_custom_msg(wanted, [])
+        assert [each["name"] for each in sent] == [published()[0].name]
 
 
 class TestBook:

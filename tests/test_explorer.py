@@ -15,6 +15,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
 
+import kernel
 from sparsity_moves import studies
 from sparsity_moves.errors import UserError
 from sparsity_moves.figures.book_renderer import DATA_DIR
@@ -89,6 +90,9 @@ class Opened:
         self.complaints: list[str] = []
 
     def __call__(self, name: str = "few.html", **options: Any) -> Page:
+        return settled(self.bare(name, **options))
+
+    def bare(self, name: str, **options: Any) -> Page:
         page = self.browser.new_page(**{"viewport": {"width": 1000, "height": 1000}, **options})
         self.pages.append(page)
         page.on(
@@ -98,7 +102,7 @@ class Opened:
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("console", lambda m: m.type in ("error", "warning") and self.complaints.append(m.text))
         page.goto(f"{self.base}/{name}")
-        return settled(page)
+        return page
 
 
 @pytest.fixture
@@ -416,6 +420,24 @@ class TestEverybody:
         widget._answer(None, {"load": "runs-own-add7"}, None)
         widget._answer(None, {"load": "../secret"}, None)
         assert [(each["key"], len(each["chunk"]["ids"])) for each in sent] == [("runs-own-add7", 12)]
+
+    def test_live_what_is_brushed_comes_back(
+        self, opened: Opened, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Through the module's own end of the widget, as JupyterLab mounts it."""
+        monkeypatch.delenv(DATA_DIR, raising=False)
+        (folder / "empty.html").write_text(BARE.format(""), encoding="utf-8")
+        page, widget = opened.bare("empty.html"), explorer(Argument(planted()), "laptop")
+        assert isinstance(widget, Explorer)
+        kernel.mount(page, widget)
+        assert brushed(settled(page)) == len(widget.selected) == 12
+        edges(page, None, None, 46, None)
+        number = brushed(page)
+        ids = planted().rows.filter(moment="first_best").filter(pl.col("no_ffn_accuracy") >= 0.46)["spec_id"]
+        assert sorted(widget.selected) == sorted(ids)
+        assert 0 < number == len(ids) < 12
+        assert page.get_by_text("Link to this view").count() == 0
+        page.evaluate("() => window.end()")
 
     def test_a_book_has_one(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv(DATA_DIR, str(tmp_path))

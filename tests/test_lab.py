@@ -17,6 +17,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, TimeoutError
 
+import kernel
 from sparsity_moves.errors import UserError
 from sparsity_moves.figures.book_renderer import DATA_DIR
 from sparsity_moves.studies.arms import TREES as TREE_ARMS
@@ -77,19 +78,29 @@ class Opened:
         self.elsewhere: list[str] = []
         self.complaints: list[str] = []
 
+    def bare(self, url: str) -> Page:
+        """A page into which the test puts the lab itself."""
+        page = self._page(url.rsplit("/", 1)[0])
+        page.goto(url)
+        return page
+
     def __call__(self, name: str = "lab.html", script: str = "", base: str = "", **options: Any) -> Page:
+        home = base or self.base
+        page = self._page(home, **options)
+        if script:
+            page.add_init_script(script)
+        page.goto(f"{home}/{name}")
+        page.wait_for_selector(".lab-accuracy svg")
+        return page
+
+    def _page(self, home: str, **options: Any) -> Page:
         page = self.browser.new_page(**{"viewport": {"width": 1000, "height": 900}, **options})
         self.pages.append(page)
-        home = base or self.base
         page.on(
             "request", lambda r: r.url.startswith((home, "blob:", "data:")) or self.elsewhere.append(r.url)
         )
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("console", lambda m: m.type in ("error", "warning") and self.complaints.append(m.text))
-        if script:
-            page.add_init_script(script)
-        page.goto(f"{home}/{name}")
-        page.wait_for_selector(".lab-accuracy svg")
         return page
 
 
@@ -220,8 +231,8 @@ def host_steps(host: Host) -> int:
 
 
 def advance(host: Host) -> None:
-    spec, done = host.spec, host_steps(host)
-    host.step(spec.learning_rate * min(1.0, (spec.steps - done) / spec.decay))
+    done = host_steps(host)
+    host.step(host.spec.rate(done))
     host.done = done + 1  # type: ignore[attr-defined]
 
 
@@ -428,9 +439,11 @@ class TestLinks:
                 run["weightDecay"],
                 run["batch"],
                 run["rate"],
+                run["rise"],
                 run["fall"],
                 run["treeDepth"],
                 bool(run["afterSum"]),
+                run["steps"],
             )
             assert theirs == (
                 spec.width,
@@ -444,9 +457,11 @@ class TestLinks:
                 spec.weight_decay,
                 spec.batch,
                 spec.learning_rate,
+                spec.warm_up,
                 spec.decay,
                 spec.tree_depth,
                 spec.nonlinearity == "sum",
+                spec.steps,
             ), setting
 
 
@@ -515,13 +530,32 @@ class TestEverybody:
 
 
 class TestInANotebook:
-    def test_what_the_reader_trained_comes_back_as_a_table(self) -> None:
-        widget = Lab(experts=8)
+    def test_what_the_reader_trained_comes_back_as_a_table(
+        self, opened: Opened, folder: Path, served: str
+    ) -> None:
+        """Through the module's own end of the widget: traits go to the page, and come back from it."""
+        (folder / "empty.html").write_text(PAGE.format(""), encoding="utf-8")
+        page, widget = opened.bare(f"{served}/empty.html"), Lab(experts=8, seed=3)
         assert widget.spec.experts == 8
-        assert widget.table.height == 0
-        widget.rows = recorded()["rows"]
-        assert widget.table["no_ffn_accuracy"][-1] == recorded()["rows"][-1]["noFfn"]
-        assert widget.table["step"][-1] == widget.spec.steps
+        assert widget.table.is_empty()
+        kernel.mount(page, widget)
+        assert page.locator(".lab [name=experts]").get_attribute("aria-valuetext") == "8"
+        assert page.get_by_role("link", name="Link to this setting").count() == 0
+        set_slider(page, "experts", 2)  # which trains at once
+        until(page, HUNDREDS)
+        page.get_by_role("button", name="Pause").click()
+        until(page, "Paused")
+        assert (widget.spec.experts, widget.spec.seed) == (2, 3)
+        steps = widget.table["step"].to_list()
+        assert steps == [25 * i for i in range(len(steps))]
+        assert len(steps) > 4
+        page.get_by_text("All numbers").click()
+        shown = page.locator(".lab-numbers tbody tr").last.locator("td").all_inner_texts()
+        last = widget.table.row(-1, named=True)
+        names = ("accuracy", "no_ffn_accuracy", "no_attention_accuracy", "exact_match")
+        assert shown[0] == str(last["step"])
+        assert shown[2:] == [f"{100 * last[name]:.1f}%" for name in names]
+        page.evaluate("() => window.end()")
 
     @pytest.mark.parametrize("wrong", [{"experts": 3}, {"colour": "red"}])
     def test_a_setting_that_there_is_not_is_refused(self, wrong: dict[str, Any]) -> None:

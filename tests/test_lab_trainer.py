@@ -27,6 +27,7 @@ from sparsity_moves.studies.arms import ARMS
 from sparsity_moves.training import Spec, correct
 from sparsity_moves.widgets.lab import build
 from sparsity_moves.widgets.lab.host import NO_ATTENTION, NO_FFN, Host
+from sparsity_moves.widgets.lab.recipes import spec_of as lab_spec_of
 
 TASKS = ("add7", "modular_addition", "histogram")
 HERE = [name for name in ARMS if name != "moe_hash_context"]
@@ -279,6 +280,18 @@ def test_node_computes_the_same_bits() -> None:
     ours = host.read("parameter_values", host.parameters).tobytes()
     assert hashlib.sha256(ours).hexdigest() == theirs
     assert host.evaluate()[0] == accuracy
+
+
+@pytest.mark.parametrize("seed", [5, 8])
+def test_sixteen_experts_learn_where_a_rate_without_a_rise_is_stuck(seed: int) -> None:
+    """Seeds whose attention settles on a wrong token within the first steps, unless these are small."""
+    host = Host(lab_spec_of({"experts": 16, "seed": seed}))
+    host.call("initialise", seed)
+    for done in range(host.spec.steps):
+        host.step(host.spec.rate(done))
+        if done % 100 == 99 and host.evaluate()[1] >= 0.99:
+            return
+    assert host.evaluate()[1] >= 0.99
 
 
 # The generator and the samplers a second time, as the tests' own words.

@@ -115,9 +115,9 @@ CHANGED = {
     "dropout_at": "hidden",
     "profile": "laptop", "seed": 2, "d_model": 64, "heads": 2, "depth": 2, "norm": "rms", "width": 128, "experts": 2,
     "top_k": 2, "router": "frozen", "gate": "switch", "gated": True, "activation": "relu", "steps": 7, "batch": 5,
-    "pool": 3, "redraw_every": 2, "learning_rate": 2e-3, "decay": 2, "weight_decay": 0.5, "beta1": 0.8, "beta2": 0.98,
-    "clip": 2.0, "balance_weight": 0.5, "balance_positions": "read_out", "evaluate_every": 4, "evaluation": 9,
-    "probe": 8, "digits": 3, "addend": 5, "tree_depth": 1, "always_on": 15, "nonlinearity": "sum",
+    "pool": 3, "redraw_every": 2, "learning_rate": 2e-3, "decay": 2, "warm_up": 3, "weight_decay": 0.5, "beta1": 0.8,
+    "beta2": 0.98, "clip": 2.0, "balance_weight": 0.5, "balance_positions": "read_out", "evaluate_every": 4,
+    "evaluation": 9, "probe": 8, "digits": 3, "addend": 5, "tree_depth": 1, "always_on": 15, "nonlinearity": "sum",
 }  # fmt: skip
 FOREIGN = {"modulus": 11, "train_fraction": 0.7, "alphabet": 9, "symbols": 4, "task": "histogram"}
 

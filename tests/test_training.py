@@ -300,6 +300,7 @@ def test_divergence_is_recorded_not_hidden(task):
         ({"batch": -1}, "not negative"),
         ({"modulus": 5}, "the task add7 has no setting 'modulus'"),
         ({"decay": 61}, "over 0 to all 60 steps, not 61"),
+        ({"warm_up": 61}, "rise over 0 to all 60 steps, not 61"),
         ({"no_such": 1}, "no setting called 'no_such'"),
         ({"dropout": 1.0}, "from 0 to below 1, not 1.0"),
         ({"heads": 7}, "7 heads do not divide a model width of 32"),
@@ -339,12 +340,19 @@ def test_a_hash_router_has_no_balance_loss():
         arm("moe_hash", "smoke", "add7", 1, balance_weight=0.01)
 
 
-def test_the_learning_rate_falls_over_the_last_steps_to_zero():
-    spec = tiny("dense", "add7", steps=10, decay=4, learning_rate=1.0)
-    models = Fleet([spec])
+@pytest.mark.parametrize(
+    ("shape", "wanted"),
+    [
+        ({"decay": 4}, [1.0] * 7 + [0.75, 0.5, 0.25]),
+        ({"warm_up": 4}, [0.25, 0.5, 0.75] + [1.0] * 7),
+        ({"warm_up": 4, "decay": 8}, [0.25, 0.5, 0.75, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]),
+    ],
+)
+def test_the_learning_rate_rises_over_the_first_steps_and_falls_over_the_last(shape, wanted):
+    models = Fleet([tiny("dense", "add7", steps=10, learning_rate=1.0, **shape)])
     rates = []
     for _ in range(10):
         models.set_learning_rate()
         rates.append(models.optimiser.param_groups[0]["lr"])
         models.steps_done += 1
-    assert rates == [1.0] * 7 + [0.75, 0.5, 0.25]
+    assert rates == wanted

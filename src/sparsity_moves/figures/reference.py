@@ -53,6 +53,7 @@ RUNS: dict[str, str] = {
     "learning_rate": "Of AdamW",
     "weight_decay": "Of AdamW",
     "decay": "Last steps, over which the learning rate falls to zero; 0 is never",
+    "warm_up": "First steps, over which the learning rate rises from zero; 0 is none",
     "beta1": "Of AdamW",
     "beta2": "Of AdamW",
     "clip": "Largest gradient norm of one model; 0 is no clipping",

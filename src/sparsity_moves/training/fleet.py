@@ -126,7 +126,7 @@ class Fleet:
 
     def step(self, tokens: Tensor, targets: Tensor) -> Float[Tensor, " M"]:
         """One update; gives each model's cross-entropy before it (on a GPU, until the next step overwrites it)."""
-        if self.spec.decay:
+        if self.spec.decay or self.spec.warm_up:
             self.set_learning_rate()
         if self.dropout is not None:
             self.dropout.at(self.steps_done)
@@ -154,9 +154,8 @@ class Fleet:
         return entropy.detach()
 
     def set_learning_rate(self) -> None:
-        """Constant, then, over the last `decay` steps, falling linearly; it would be zero after the last."""
-        group, left = self.optimiser.param_groups[0], self.spec.steps - self.steps_done
-        rate = self.spec.learning_rate * min(1.0, left / self.spec.decay)
+        """That of the next step, where a recorded step reads it, too."""
+        group, rate = self.optimiser.param_groups[0], self.spec.rate(self.steps_done)
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)
         else:

@@ -72,6 +72,8 @@ class Spec:
     learning_rate: float = 1e-3
     decay: int = 0
     """Last steps, over which the learning rate falls linearly to zero; 0 is never, as in the paper."""
+    warm_up: int = 0
+    """First steps, over which the learning rate rises linearly; 0 is none, as in the paper."""
     weight_decay: float = 0.01
     beta1: float = 0.9
     beta2: float = 0.999
@@ -97,6 +99,10 @@ class Spec:
             raise UserError("a run takes at least one step, and looks at itself at least every so many")
         if not 0 <= self.decay <= self.steps:
             raise UserError(f"the learning rate can fall over 0 to all {self.steps} steps, not {self.decay}")
+        if not 0 <= self.warm_up <= self.steps:
+            raise UserError(
+                f"the learning rate can rise over 0 to all {self.steps} steps, not {self.warm_up}"
+            )
         if self.batch < 0 or self.pool < 0:
             raise UserError("batch and pool are numbers of sequences, so not negative")
         known("place of dropout", self.dropout_at, DropoutAt)
@@ -154,6 +160,12 @@ class Spec:
     def has_test(self) -> bool:
         """Whether the run is measured on inputs that it is not trained on."""
         return self.task != "add7" or self.train_below is not None
+
+    def rate(self, done: int) -> float:
+        """Learning rate of the step after so many: constant between its rise and its fall, never zero."""
+        rise = (done + 1) / self.warm_up if self.warm_up else 1.0
+        fall = (self.steps - done) / self.decay if self.decay else 1.0
+        return self.learning_rate * min(1.0, rise, fall)
 
     def trained(self) -> list[str]:
         """Names of the parameters that training may change."""

@@ -1,6 +1,6 @@
 """Trained models as a page reads them: what each is, and its numbers as one script that is loaded when asked for.
 
-A script, since a page opened from the disk may load no other file. Its text is base64 of little-endian bytes: the
+A script, since a page opened from the disk may load no other file. In it is base64 of little-endian bytes: the
 parameters in single precision, in the trainer's order; the router's initial weights, where it has one; and the
 histogram's evaluation sequences, a byte a symbol, which no browser could draw as PyTorch draws them.
 """
@@ -78,9 +78,14 @@ class Model:
         return b"".join(parts)
 
     @property
+    def text(self) -> str:
+        """The numbers in base64."""
+        return base64.b64encode(self.content).decode()
+
+    @property
     def script(self) -> str:
-        text = base64.b64encode(self.content).decode()
-        return f'(globalThis.{REGISTER} ??= {{}})["{self.name}"] = "{text}";\n'
+        """The numbers as a script that leaves them in the page."""
+        return f'(globalThis.{REGISTER} ??= {{}})["{self.name}"] = "{self.text}";\n'
 
 
 def stored(profile: Profile) -> list[Model]:

@@ -1,27 +1,17 @@
-"""The bench as a part of a published page: one element, the module that mounts itself in it, and a script a model."""
+"""The bench's one module, and as a part of a published page: an element in which it mounts itself."""
 
 from __future__ import annotations
 
 import base64
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-from sparsity_moves.figures.book_renderer import DATA_DIR
-from sparsity_moves.figures.prose import Text, say
-from sparsity_moves.names import Profile
-from sparsity_moves.widgets.bench.models import models, page_config, to_json
+from sparsity_moves.widgets.bench.models import to_json
 from sparsity_moves.widgets.lab import module as lab
 from sparsity_moves.widgets.lab.build import WASM
 
 PAGE = Path(__file__).parent / "page"
-PREFIX = "bench-"
-NONE = (
-    "No trained models are stored here, so there is nothing to take apart: `make paper` trains them, or `make book` "
-    "your own, smaller ones."
-)
-LIVE = "The bench stands in the built book, under this chapter's name: `make book` says where."
 SILENT = "The bench needs JavaScript: it runs the published models in this page."
 
 
@@ -32,7 +22,7 @@ def worker() -> str:
 
 
 def module(config: dict[str, Any]) -> str:
-    """The module's text; `mount(element, {data})` puts the bench into an element."""
+    """The module's text; its default export has `render`, as anywidget wants it."""
     css = (lab.PAGE / "lab.css").read_text(encoding="utf-8") + (PAGE / "bench.css").read_text(
         encoding="utf-8"
     )
@@ -53,16 +43,6 @@ def element(config: dict[str, Any], data: str) -> str:
     """
     return (
         f'<div class="bench-host"><noscript><p>{SILENT}</p></noscript></div><script type="module">'
-        f'{module(config)}\nmount(document.querySelector(".bench-host"), {json.dumps({"data": data})});</script>'
+        f'{module(config)}\nmount(document.querySelector(".bench-host"), '
+        f"{{load: fromFiles({json.dumps(data)}), links: true}});</script>"
     )
-
-
-def bench(profile: Profile) -> Text:
-    """While the book is built: the models' scripts among the page's data, and the directive that shows them."""
-    folder = os.environ.get(DATA_DIR)
-    if not folder:
-        return say(LIVE)
-    offered = models(profile)
-    for model in offered:
-        (Path(folder) / f"{PREFIX}{model.name}.js").write_text(model.script, encoding="utf-8")
-    return Text(f"```{{bench}}\n{to_json(page_config(offered))}\n```\n") if offered else say(NONE)

@@ -54,7 +54,7 @@ class Explorer(anywidget.AnyWidget):
 
     def _answer(self, _widget: object, wanted: Any, _buffers: object) -> None:
         key = wanted.get("load") if isinstance(wanted, dict) else None
-        if key in self._chunks:
+        if isinstance(key, str) and key in self._chunks:
             self.send({"key": key, "chunk": self._chunks[key]})
 
 

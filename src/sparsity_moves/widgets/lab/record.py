@@ -24,7 +24,7 @@ def run(setting: Setting) -> dict[str, Any]:
     host.call("initialise", spec.seed)
     rows, loss = [row_of(host, 0, None)], None
     for step in range(spec.steps):
-        loss = host.step(spec.learning_rate * min(1.0, (spec.steps - step) / spec.decay))
+        loss = host.step(spec.rate(step))
         if (step + 1) % spec.evaluate_every == 0 or step + 1 == spec.steps:
             rows.append(row_of(host, step + 1, loss))
     return {"setting": setting, "rows": rows, "look": _look(host)}

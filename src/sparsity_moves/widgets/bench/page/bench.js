@@ -3,18 +3,19 @@
 const DRAG = 60; // milliseconds that a control must rest before it is heard
 const PRESETS = [["Without FFN", { ffn: "z" }], ["Without attention", { attention: "z" }], ["FFN at its mean", { ffn: "m" }], ["All as trained", {}]];
 
-// Builds the bench inside of `el`. `given`: {data}, where the models' scripts lie. Returns how to end it.
+// Builds the bench inside of `el`. `given`: {load(name), links, measured(choice, rows)}; `load` promises a model's numbers
+// as text. Returns how to end it.
 export function mount(el, given) {
   const why = obstacle(" Taking models apart needs a current browser; the chapters have what is left of each without its parts.");
   let choice = firstChoice(), notice = "", waiting = 0, coming = 0, told = "", drawn = new Map();
-  const opened = why ? [] : [new Opened(given.data, soon), new Opened(given.data, soon)];
+  const opened = why ? [] : [new Opened(given.load, soon), new Opened(given.load, soon)];
 
   const status = h("p", { class: "lab-state" });
   const spoken = h("p", { class: "lab-hidden", role: "status" });
   const fields = h("div", { class: "bench-choices" });
   const knobs = h("fieldset", {}), routeHint = h("p", {});
   const problem = h("p", { role: "alert", class: "lab-problem" });
-  const link = h("a", {}, "Link to this setting");
+  const link = given.links ? h("a", {}, "Link to this setting") : null;
   const typed = (name) => h("input", { type: "text", name, size: 14, maxlength: 40, autocomplete: "off", spellcheck: "false", oninput: type });
   const input = typed("input"), donor = typed("donor");
   const scroll = (label, place) => h("div", { class: "lab-scroll", tabindex: 0, role: "region", "aria-label": label }, place);
@@ -80,7 +81,7 @@ export function mount(el, given) {
     notice = "";
     problem.textContent = "";
     controls(fresh);
-    link.setAttribute("href", `#bench=${writeChoice(choice)}`);
+    link?.setAttribute("href", `#bench=${writeChoice(choice)}`);
     clearTimeout(coming);
     coming = setTimeout(ask, DRAG);
     soon();
@@ -112,8 +113,8 @@ export function mount(el, given) {
   function rows() {
     const names = shown().map((facts) => facts.short), same = names[0] === names[1] ? shown().map((facts) => facts.label) : names;
     return opened.map(current).flatMap((model, i) => {
-      const changed = isChanged(choice) ? [{ name: same[i], kind: "changed", count: model.wish?.change ? model.changed : model.untouched, look: model.wish?.change ? model.look?.changed : model.look?.untouched }] : [];
-      return [{ name: same[i], kind: "whole", count: model.untouched, look: model.look?.untouched }, ...changed];
+      const changed = isChanged(choice) ? [{ name: same[i], model: shown()[i].name, kind: "changed", count: model.wish?.change ? model.changed : model.untouched, look: model.wish?.change ? model.look?.changed : model.look?.untouched }] : [];
+      return [{ name: same[i], model: shown()[i].name, kind: "whole", count: model.untouched, look: model.look?.untouched }, ...changed];
     });
   }
 
@@ -146,6 +147,7 @@ export function mount(el, given) {
     if ((settled || trouble) && told !== sentence + trouble) {
       told = sentence + trouble;
       spoken.textContent = trouble ?? `On all ${every} inputs, right answers: ${sentence}.`;
+      if (!trouble) given.measured?.(choice, all.map((row) => ({ model: row.model, changed: row.kind === "changed", inputs: every, accuracy: share(row.count, task.scored), exact_match: row.count.exact / every })));
     }
     put(places.accuracy, [choice.task, all.map((row) => [row.name, row.kind, row.count])], () => accuracyTable(all, task));
     placesPanel.hidden = choice.task !== "add7";
@@ -160,7 +162,7 @@ export function mount(el, given) {
   }
 
   function followLink() {
-    if (!location.hash.startsWith("#bench=")) return false;
+    if (!given.links || !location.hash.startsWith("#bench=")) return false;
     const wanted = readChoice(location.hash.slice(7));
     if (wanted && writeChoice(wanted) === writeChoice(choice)) return false;
     if (wanted) choose(wanted);
@@ -180,3 +182,21 @@ export function mount(el, given) {
     opened.forEach((model) => model.end());
   };
 }
+
+// In JupyterLab the kernel sends the models' numbers, and is told what was measured on all inputs.
+export default {
+  render({ model, el }) {
+    const asked = new Map();
+    model.on("msg:custom", ({ name, text }) => asked.get(name)?.(text));
+    const load = (name) => new Promise((resolve) => {
+      asked.set(name, resolve);
+      model.send({ load: name });
+    });
+    const measured = (choice, rows) => {
+      model.set("choice", choice);
+      model.set("rows", rows);
+      model.save_changes();
+    };
+    return mount(el, { load, measured, links: false });
+  },
+};

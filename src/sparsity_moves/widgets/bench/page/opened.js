@@ -2,33 +2,37 @@
 
 const loading = new Map();
 
-// A model's numbers as text, from a script beside the page: over http and from the disk alike.
-function textOf(name, data) {
+// A model's numbers as text, asked for once.
+function textOf(name, load) {
   if (!loading.has(name))
-    loading.set(name, new Promise((resolve, reject) => {
-      const script = h("script", { src: `${data}bench-${name}.js` });
-      const failed = (why) => {
-        loading.delete(name); // another try may succeed
-        reject(new Error(why));
-      };
-      script.onload = () => {
-        const text = globalThis.sparsityMovesModels?.[name];
-        script.remove();
-        if (typeof text === "string") resolve(text);
-        else failed("The model's file is damaged.");
-      };
-      script.onerror = () => {
-        script.remove();
-        failed("The model's file was not found beside this page.");
-      };
-      document.head.append(script);
+    loading.set(name, load(name).catch((error) => {
+      loading.delete(name); // another try may succeed
+      throw error;
     }));
   return loading.get(name);
 }
 
+// Numbers from scripts in a folder: over http and from the disk alike.
+export function fromFiles(folder) {
+  return (name) => new Promise((resolve, reject) => {
+    const script = h("script", { src: `${folder}bench-${name}.js` });
+    script.onload = () => {
+      const text = globalThis.sparsityMovesModels?.[name];
+      script.remove();
+      if (typeof text === "string") resolve(text);
+      else reject(new Error("The model's file is damaged."));
+    };
+    script.onerror = () => {
+      script.remove();
+      reject(new Error("The model's file was not found beside this page."));
+    };
+    document.head.append(script);
+  });
+}
+
 export class Opened {
-  constructor(data, heard) {
-    this.data = data;
+  constructor(load, heard) {
+    this.load = load;
     this.heard = heard;
     this.url = URL.createObjectURL(new Blob([WORKER], { type: "text/javascript" }));
     this.worker = new Worker(this.url);
@@ -59,7 +63,7 @@ export class Opened {
     this.forget();
     const mine = this.number;
     try {
-      const text = await textOf(facts.name, this.data);
+      const text = await textOf(facts.name, this.load);
       if (mine !== this.number) return;
       this.ready = true;
       this.worker.postMessage({ kind: "open", model: mine, facts, task: CONFIG.tasks[facts.task], text, ...this.wish });

@@ -178,7 +178,7 @@ export function mount(el, given) {
     const last = compared().at(-1).rows.at(-1), words = { training: "Training", paused: "Paused", done: "Done" };
     if (state === "failed") return;
     if (notice) status.textContent = notice;
-    else if (state !== "rest") status.textContent = `${words[state]}: step ${now} of ${CONFIG.tasks[setting.task].steps}, all answers right in ${percent(last?.exact)} of the inputs.`;
+    else if (state !== "rest") status.textContent = `${words[state]}: step ${now} of ${runOf(setting).steps}, all answers right in ${percent(last?.exact)} of the inputs.`;
     else if (last) status.textContent = `A recorded run, step ${last.step}: all answers right in ${percent(last.exact)} of the inputs. Train your own, or move a control.`;
     else status.textContent = "Press Train, or move a control.";
   }
@@ -186,6 +186,7 @@ export function mount(el, given) {
   function draw() {
     const task = CONFIG.tasks[setting.task], heldOut = setting.task === "modular_addition", shown = compared();
     const width = Math.min(560, Math.max(280, wide)), main = shown.at(-1), last = main.rows.at(-1);
+    const steps = Math.max(...shown.map((run) => runOf(run.setting).steps));
 
     play.textContent = state === "training" ? "Pause" : state === "paused" && now ? "Go on" : "Train";
     for (const button of [play, once, again]) button.disabled = Boolean(why);
@@ -195,8 +196,8 @@ export function mount(el, given) {
     if (state === "training" && performance.now() - spokenAt > QUIET) report();
 
     places.legend.replaceChildren(legend(heldOut, shown));
-    places.accuracy.replaceChildren(accuracyChart(shown, task.steps, width, heldOut));
-    places.loss.replaceChildren(lossChart(shown, task.steps, width));
+    places.accuracy.replaceChildren(accuracyChart(shown, steps, width, heldOut));
+    places.loss.replaceChildren(lossChart(shown, steps, width));
     places.bars.replaceChildren(ablationTable(shown, task.chance));
     const loads = last?.loads;
     loadPanel.hidden = !(loads?.length > 1);

@@ -88,10 +88,11 @@ export class Session {
     return this.step % this.run.every === 0 || this.done;
   }
 
-  // One update; the learning rate falls linearly over the last steps. The balance loss wants the loads of the whole
-  // batch before the way back.
+  // One update; the learning rate rises linearly over the first steps and falls over the last, as `Spec.rate`. The balance
+  // loss wants the loads of the whole batch before the way back.
   async advance() {
-    const r = this.run, rate = r.rate * Math.min(1, (r.steps - this.step) / r.fall), { half, partner } = this;
+    const r = this.run, { half, partner } = this;
+    const rate = r.rate * Math.min(1, r.rise ? (this.step + 1) / r.rise : 1, (r.steps - this.step) / r.fall);
     const began = performance.now() - this.waited;
     half.draw();
     half.forward();
