@@ -530,7 +530,7 @@ class Sizes(NamedTuple):
 def sizes(d_model: int, half: bool) -> Sizes:
     """What fits a multiprocessor's shared memory, where products to fp32's bits hold each number in two parts."""
     if half:
-        return Sizes(64, 64, 4, 2, 4, 2, 64) if d_model <= 128 else Sizes(64, 64, 8, 2, 8, 2, 64)
+        return Sizes(64, 64, 4, 2, 4, 2, 64) if d_model <= 128 else Sizes(64, 32, 8, 2, 8, 2, 64)
     if d_model <= 64:
         return Sizes(128, 32, 4, 1, 8, 1, 32)
     return Sizes(64, 16, 4, 1, 4, 1, 32) if d_model <= 128 else Sizes(32, 16, 4, 1, 2, 1, 32)
