@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from sparsity_moves.studies.statistics import METHOD as METHOD  # figures say how an interval was made
-from sparsity_moves.studies.statistics import interval
+from sparsity_moves.studies.statistics import intervals
 from sparsity_moves.training.fleet import GROKKED
 
 CONVERGED = {"add7": ("exact_match", 0.995), "histogram": ("accuracy", 0.98)}
@@ -27,22 +27,29 @@ class Summary:
 
 def summary(values: Sequence[float]) -> Summary:
     """Mean, standard deviation (ddof = 0, as the paper's) and bootstrap interval of at least one value."""
-    data = np.asarray(values, dtype=float)
-    if len(data) == 0:
-        raise ValueError("a mean needs at least one value")
-    low, high = interval(values) or (None, None)
-    return Summary(float(data.mean()), float(data.std()), low, high, len(data))
+    (found,) = _summaries([values])
+    return found
 
 
 def summaries(rows: pl.DataFrame, by: Sequence[str], value: str) -> pl.DataFrame:
     """`summary` of a column in every group: the columns of `by`, then mean, sd, low, high, n."""
-    found = [
-        dict(zip(by, key, strict=True)) | vars(summary(group[value].to_list()))
-        for key, group in rows.group_by(by, maintain_order=True)
-    ]
-    schema: dict[str, pl.DataType] = {name: rows.schema[name] for name in by}
-    schema |= dict.fromkeys(("mean", "sd", "low", "high"), pl.Float64()) | {"n": pl.Int64()}
-    return pl.DataFrame(found, schema=schema)
+    groups = rows.group_by(by, maintain_order=True).agg(pl.col(value))
+    found = pl.DataFrame(
+        [vars(each) for each in _summaries(groups[value].to_list())],
+        schema=dict.fromkeys(("mean", "sd", "low", "high"), pl.Float64) | {"n": pl.Int64},
+    )
+    return groups.select(by).hstack(found)
+
+
+def _summaries(groups: Sequence[Sequence[float]]) -> list[Summary]:
+    if not all(len(values) for values in groups):
+        raise ValueError("a mean needs at least one value")
+    found = []
+    for values, bounds in zip(groups, intervals(groups), strict=True):
+        data = np.asarray(values, dtype=float)
+        low, high = bounds or (None, None)
+        found.append(Summary(float(data.mean()), float(data.std()), low, high, len(data)))
+    return found
 
 
 def differences(rows: pl.DataFrame, by: Sequence[str], value: str, against: str = "dense") -> pl.DataFrame:
