@@ -1,6 +1,6 @@
 """From one row a model to what a figure says of many: means, bootstrap intervals, paired differences."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,21 +27,38 @@ class Summary:
 
 def summary(values: Sequence[float]) -> Summary:
     """Mean, standard deviation (ddof = 0, as the paper's) and bootstrap interval of at least one value."""
-    (found,) = _summaries([values])
+    (found,) = of_each([values])
     return found
 
 
 def summaries(rows: pl.DataFrame, by: Sequence[str], value: str) -> pl.DataFrame:
-    """`summary` of a column in every group: the columns of `by`, then mean, sd, low, high, n."""
-    groups = rows.group_by(by, maintain_order=True).agg(pl.col(value))
+    """`summary` of a column in every group: the columns of `by`, then mean, sd, low, high, n.
+
+    Where the rows have a `seed`, `seeds` names those of the group.
+    """
+    own = [name for name in ("seed",) if name in rows.columns]
+    groups = rows.group_by(by, maintain_order=True).agg(pl.col(value, *own))
     found = pl.DataFrame(
-        [vars(each) for each in _summaries(groups[value].to_list())],
+        [vars(each) for each in of_each(groups[value].to_list())],
         schema=dict.fromkeys(("mean", "sd", "low", "high"), pl.Float64) | {"n": pl.Int64},
     )
-    return groups.select(by).hstack(found)
+    named = [pl.Series("seeds", [spans(seeds) for seeds in groups["seed"]], pl.String)] if own else []
+    return groups.select(by).hstack(found).hstack(named)
 
 
-def _summaries(groups: Sequence[Sequence[float]]) -> list[Summary]:
+def spans(numbers: Iterable[int]) -> str:
+    """Whole numbers in order, neighbours together: "0–3, 42"."""
+    found: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if found and number == found[-1][-1] + 1:
+            found[-1][1:] = [number]
+        else:
+            found.append([number])
+    return ", ".join("–".join(map(str, span)) for span in found)
+
+
+def of_each(groups: Sequence[Sequence[float]]) -> list[Summary]:
+    """`summary` of every group of values."""
     if not all(len(values) for values in groups):
         raise ValueError("a mean needs at least one value")
     found = []
