@@ -16,7 +16,7 @@ from sparsity_moves.store import Store
 from sparsity_moves.studies import claims, parts, verdicts
 from sparsity_moves.studies.claims import Claim, Part, Side
 from sparsity_moves.studies.evidence import Evidence
-from sparsity_moves.studies.published import best, published
+from sparsity_moves.studies.published import published
 from sparsity_moves.studies.verdicts import (
     FAILED,
     OPEN,
@@ -38,7 +38,7 @@ NOISE = dict(zip(SEEDS, np.random.default_rng(0).normal(0, 5, len(SEEDS)), stric
 class TestTheFile:
     def test_every_published_number_belongs_to_exactly_one_claim(self) -> None:
         owned = [row for _, row in claims.numbers()]
-        assert len(owned) == len(best(published()))
+        assert len(owned) == len(published())
 
     def test_a_number_that_no_claim_owns_is_not_passed_over(self, monkeypatch: pytest.MonkeyPatch) -> None:
         all_but_one = [claim for claim in claims.claims() if claim.id != "patching"]
@@ -223,7 +223,7 @@ class TestTheCommittedTables:
         self, board: Board
     ) -> None:
         assert board.verdicts()["sparse-shift"] in (REPRODUCED, STRONGER)
-        assert len(board.numbers) == len(best(published()))
+        assert len(board.numbers) == len(published())
         for number in board.numbers:
             assert number.verdict() != UNMEASURED or number.why
 

@@ -65,6 +65,7 @@ def generality(argument: Argument, task: str = "add7") -> Figure | Text:
         alt.Tooltip("low:Q", title="95 % CI from", format="+.1f"),
         alt.Tooltip("high:Q", title="to", format="+.1f"),
         alt.Tooltip("n:Q", title="pairs"),
+        alt.Tooltip("seeds:N", title="runs of seeds"),
     ]
     chart = alt.layer(
         alt.Chart(pl.DataFrame({"none": [0]})).mark_rule(strokeWidth=1).encode(alt.X("none:Q")),

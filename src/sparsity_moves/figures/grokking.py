@@ -69,6 +69,7 @@ def grokking(argument: Argument, arms: Sequence[str] = ARMS) -> Figure | Text:
         alt.Tooltip("low:Q", title="95 % CI from"),
         alt.Tooltip("high:Q", title="to"),
         alt.Tooltip("n:Q", title="seeds that grokked"),
+        alt.Tooltip("seeds:N", title="runs of seeds"),
     ]
     average = alt.Chart(means)
     layers: list[alt.Chart] = [
@@ -117,7 +118,8 @@ def grokking(argument: Argument, arms: Sequence[str] = ARMS) -> Figure | Text:
         caption=(
             f"When each model of modular addition grokked; at the right edge those that had not by step {last:,}, "
             f"and how many of each did. {marks(rows, own)} Means are over those that did. "
-            "Stars: published {cite:p}`smithline2026`, at the paper's setting."
+            "Stars: published {cite:p}`smithline2026`, at the paper's setting. A step is one pass over all "
+            "training pairs, the paper's epoch."
         ),
         alt="Training step of grokking by layer: "
         + ", ".join(f"{arm} {words} grokked ({lane})" for arm, lane, words in share.iter_rows())

@@ -70,6 +70,7 @@ def matching(argument: Argument, task: str = "add7") -> Figure | Text:
         alt.Tooltip("low:Q", title="95 % CI from"),
         alt.Tooltip("high:Q", title="to"),
         alt.Tooltip("n:Q", title="seeds"),
+        alt.Tooltip("seeds:N", title="runs of seeds"),
         *(alt.Tooltip(f"{name}:Q", title=words, format=",") for name, words in MATCHED.items()),
     ]
     size = {"size": "datum[matched]"}

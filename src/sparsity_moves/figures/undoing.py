@@ -59,6 +59,7 @@ def ways_back(argument: Argument, task: str = "add7") -> Figure | Text:
         alt.Tooltip("low:Q", title="95 % CI from"),
         alt.Tooltip("high:Q", title="to"),
         alt.Tooltip("n:Q", title="seeds"),
+        alt.Tooltip("seeds:N", title="runs of seeds"),
     ]
     panels = []
     for place, (way, points) in enumerate(WAYS.items()):
