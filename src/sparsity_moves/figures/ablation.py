@@ -147,6 +147,7 @@ def _panel(
         "moment",
         "step",
         "converged",
+        "spec_id",
         *(
             (pl.col(name) * 100).round(2).alias(name.removesuffix("_accuracy"))
             for name in ["accuracy", *MEASURES]
@@ -166,6 +167,7 @@ def _panel(
         alt.Tooltip("percent:Q", title="without it (%)"),
         alt.Tooltip("accuracy:Q", title="intact (%)"),
         alt.Tooltip("converged:N", title="learned its task"),
+        alt.Tooltip("spec_id:N", title="run"),
     ]
     symbols = base.mark_point(filled=False, size=45, strokeWidth=1.5).encode(
         shape=alt.Shape("arm:N", scale=arm_shapes(arms), legend=None),

@@ -85,7 +85,16 @@ def ways_back(argument: Argument) -> Figure | Text:
             .transform_calculate(shown="datum[measure]")
             .mark_point(filled=False, size=24, strokeWidth=1.2, opacity=0.6)
             .encode(
-                x, y, offset, colour, tooltip=["arm:N", "seed:O", alt.Tooltip("shown:Q", title="value (%)")]
+                x,
+                y,
+                offset,
+                colour,
+                tooltip=[
+                    "arm:N",
+                    "seed:O",
+                    alt.Tooltip("shown:Q", title="value (%)"),
+                    alt.Tooltip("spec_id:N", title="run"),
+                ],
             )
         )
         average = alt.Chart(means.filter(way=way)).transform_filter(
@@ -138,6 +147,7 @@ def _points(rows: pl.DataFrame, lane: str) -> Iterator[pl.DataFrame]:
                 pl.lit(arm_label(name)).alias("arm"),
                 "seed",
                 "moment",
+                "spec_id",
                 *((pl.col(measure) * 100).round(2) for measure in REPLACED),
                 pl.lit(LANES[lane]).alias("lane"),
             )
