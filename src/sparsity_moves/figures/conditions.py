@@ -9,7 +9,7 @@ import polars as pl
 from sparsity_moves.figures.book_renderer import Figure, show
 from sparsity_moves.figures.claim_words import signed
 from sparsity_moves.figures.prose import Text
-from sparsity_moves.figures.strips import LANES, REPLACED, marks, nothing_yet, selected
+from sparsity_moves.figures.strips import LANES, REPLACED, checkpoint, marks, nothing_yet, selected
 from sparsity_moves.figures.summary import differences, summaries
 from sparsity_moves.figures.theme import ARMS, arm_label
 from sparsity_moves.figures.words import TASK_NAMES
@@ -109,7 +109,7 @@ def generality(argument: Argument) -> Figure | Text:
         chart.add_params(
             selected("task", "On", tasks),
             selected("measure", "The FFN's output is", REPLACED),
-            selected("checkpoint", "At", CHECKPOINTS),
+            checkpoint(*dict(lanes).values(), moments=CHECKPOINTS),
         ),
         name="generality",
         caption=(

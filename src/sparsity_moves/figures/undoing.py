@@ -8,7 +8,7 @@ import polars as pl
 from sparsity_moves.figures.book_renderer import Figure, show
 from sparsity_moves.figures.conditions import CHECKPOINTS, every_task
 from sparsity_moves.figures.prose import Text
-from sparsity_moves.figures.strips import LANES, REPLACED, marks, nothing_yet, selected
+from sparsity_moves.figures.strips import LANES, REPLACED, checkpoint, marks, nothing_yet, selected
 from sparsity_moves.figures.summary import summaries
 from sparsity_moves.figures.theme import arm_label
 from sparsity_moves.figures.words import TASK_NAMES
@@ -119,7 +119,7 @@ def ways_back(argument: Argument) -> Figure | Text:
         alt.hconcat(*panels, spacing=20).add_params(
             selected("task", "On", tasks),
             selected("measure", "The FFN's output is", REPLACED),
-            selected("checkpoint", "At", CHECKPOINTS),
+            checkpoint(*dict(lanes).values(), moments=CHECKPOINTS),
         ),
         name="settle",
         caption=(
