@@ -66,7 +66,7 @@ def generality(argument: Argument) -> Figure | Text:
     there = set(rows["condition"])
     named = dict.fromkeys(words for task in TASK_NAMES for words, *_ in conditions(task))
     order = [words for words in named if words in there]
-    tasks = {task: words for task, words in TASK_NAMES.items() if task in set(rows["task"])}
+    tasks = tasks_of(rows)
     y = alt.Y("condition:N", sort=order, title=None, scale=alt.Scale(domain=order, paddingInner=0.3))
     lane = alt.YOffset("lane:N", sort=None, scale=alt.Scale(domain=[LANES[name] for name, _ in lanes]))
     here = "datum.task == task && datum.moment == checkpoint"
@@ -126,6 +126,12 @@ def generality(argument: Argument) -> Figure | Text:
         + ".",
         data=rows,
     )
+
+
+def tasks_of(rows: pl.DataFrame) -> dict[str, str]:
+    """The tasks that have rows at the paper's checkpoint, which is the first to be shown, in words."""
+    there = set(rows.filter(moment="paper")["task"])
+    return {task: words for task, words in TASK_NAMES.items() if task in there}
 
 
 def _arms(task: str) -> list[str]:

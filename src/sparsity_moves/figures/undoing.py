@@ -6,7 +6,7 @@ import altair as alt
 import polars as pl
 
 from sparsity_moves.figures.book_renderer import Figure, show
-from sparsity_moves.figures.conditions import CHECKPOINTS, every_task
+from sparsity_moves.figures.conditions import CHECKPOINTS, every_task, tasks_of
 from sparsity_moves.figures.prose import Text
 from sparsity_moves.figures.strips import LANES, REPLACED, checkpoint, marks, nothing_yet, selected
 from sparsity_moves.figures.summary import summaries
@@ -40,7 +40,7 @@ def ways_back(argument: Argument) -> Figure | Text:
     if not parts:
         return nothing_yet("This comparison")
     models = pl.concat(parts)
-    tasks = {task: words for task, words in TASK_NAMES.items() if task in set(models["task"])}
+    tasks = tasks_of(models)
     key = ["task", "way", "count", "lane", "moment"]
     means = pl.concat(
         summaries(models, key, name).with_columns(
