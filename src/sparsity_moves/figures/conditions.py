@@ -107,9 +107,9 @@ def generality(argument: Argument) -> Figure | Text:
     said = means.filter(task=next(iter(tasks)), moment="paper", measure="no_ffn_accuracy")
     return show(
         chart.add_params(
-            selected("task", "On", tasks),
             selected("measure", "The FFN's output is", REPLACED),
             checkpoint(*dict(lanes).values(), moments=CHECKPOINTS),
+            selected("task", "On", tasks),
         ),
         name="generality",
         caption=(

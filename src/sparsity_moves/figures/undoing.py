@@ -117,9 +117,9 @@ def ways_back(argument: Argument) -> Figure | Text:
     said = means.filter(task=next(iter(tasks)), measure="no_ffn_accuracy", moment="paper")
     return show(
         alt.hconcat(*panels, spacing=20).add_params(
-            selected("task", "On", tasks),
             selected("measure", "The FFN's output is", REPLACED),
             checkpoint(*dict(lanes).values(), moments=CHECKPOINTS),
+            selected("task", "On", tasks),
         ),
         name="settle",
         caption=(
