@@ -36,6 +36,7 @@ from sparsity_moves.figures.told import NOT_YET, Teller
 from sparsity_moves.store import Store
 from sparsity_moves.studies.argument import Argument
 from sparsity_moves.studies.evidence import Evidence
+from sparsity_moves.studies.published import published
 
 ROOT = Path(__file__).parents[1]
 SHARE = {
@@ -203,14 +204,29 @@ class TestFigures:
 
     def test_conditions_are_differences_within_a_setting_and_the_missing_are_named(self) -> None:
         some = Argument(planted(SHARE | {"dense_norm": 0.1, "moe_norm": 0.9}))
-        rows = data(conditions.generality(some)).filter(
-            moment="first_best", measure="no_ffn_accuracy", seed=42
-        )
-        assert dict(rows.select("condition", "points").iter_rows()) == pytest.approx(
+        rows = data(conditions.generality(some)).filter(moment="paper", seed=42)
+        assert dict(rows.select("condition", "no_ffn_accuracy").iter_rows()) == pytest.approx(
             {"as in the paper": 40.0, "with norm": 80.0}
         )
         assert "2 layers" in conditions.unmeasured(some)
         assert "with norm" not in conditions.unmeasured(some)
+
+    def test_a_task_joins_the_figures_of_sweeps_with_its_runs(self, real: Argument) -> None:
+        for figure in (conditions.generality(real), undoing.ways_back(real)):
+            rows = data(figure)
+            assert set(rows["task"]) == {"add7", "modular_addition", "histogram"}
+            assert set(rows["moment"]) == {"paper", "final"}
+        only = Argument(planted(SHARE))
+        assert set(data(conditions.generality(only))["task"]) == {"add7"}
+        assert "On histogram: all." in conditions.unmeasured(only)
+
+    def test_a_published_setting_is_called_as_the_sweeps_call_it(self) -> None:
+        names = {
+            grokking._name(row["arm"], row["setting"])
+            for row in published().iter_rows(named=True)
+            if row["measure"] == "grokked_step"
+        }
+        assert names >= {"dense", "dense_norm", "dense_dropout0.1", "dense_wd2", "moe_e16"}
 
     def test_conditions_name_each_setting_once(self) -> None:
         words = [words for words, *_ in conditions.conditions()]
@@ -488,6 +504,22 @@ class TestInside:
         assert set(mean["len"]) == {2}
         both = rows.filter(direction="both").join(mean, on=key)
         assert both["value"].to_list() == pytest.approx(both["value_right"].to_list())
+
+    def test_published_flip_rates_are_read_in_each_way_that_ours_are_counted(self, real: Argument) -> None:
+        found = causes.readings(real)
+        tens = published().filter(pl.col("measure").str.ends_with("flip_rate"), detail="digit=tens")
+        for words, (column, directions) in causes.READINGS.items():
+            apart = []
+            for row in tens.iter_rows(named=True):
+                rows = real.measured("patching", "add7", [row["arm"]]).filter(
+                    pl.col("operation").is_in(directions),
+                    ~pl.col("matched"),
+                    component=row["measure"].removesuffix("_flip_rate"),
+                    position=1,
+                )
+                apart.append(abs(float(np.mean(rows[column].to_list())) - row["value"]))
+            assert found.filter(counted=words)["tens"].item() == pytest.approx(np.mean(apart), abs=1e-6)
+        assert causes.nearest(found)["tens"].startswith("flips to the donor's answer")
 
     def test_components_sum_to_the_logit(self, real: Argument) -> None:
         rows = causes.attribution_rows(real).filter(pl.col("measure") != "norm")

@@ -19,6 +19,7 @@ from sparsity_moves.figures.book_renderer import DATA_DIR, to_json
 from sparsity_moves.figures.player import Player, player
 from sparsity_moves.figures.summary import (
     Summary,
+    spans,
     summaries,
     summary,
     with_convergence,
@@ -112,6 +113,11 @@ class TestSummary:
         found = summaries(rows, ["arm"], "x")
         assert found["arm"].to_list() == ["b", "a"]
         assert found["mean"].to_list() == [0.5, 1.0]
+
+    def test_seeds_are_named_with_their_neighbours_together(self) -> None:
+        assert spans([5, 0, 1, 2, 42, 6, 2]) == "0–2, 5–6, 42"
+        rows = pl.DataFrame({"arm": ["moe"] * 3, "seed": [42, 1, 0], "x": [1.0, 2.0, 3.0]})
+        assert summaries(rows, ["arm"], "x")["seeds"].to_list() == ["0–1, 42"]
 
     def test_a_model_that_never_grokked_has_not_learned(self) -> None:
         rows = with_convergence(planted(moe_learns=False)[0]).filter(moment="final")

@@ -1,5 +1,6 @@
 """The notebook runner: a notebook runs completely, with known parameters, or leaves everything as it was."""
 
+import sys
 from pathlib import Path
 
 import nbformat
@@ -152,6 +153,27 @@ class TestOutput:
         notebooks.execute(source, tmp_path / "a.ipynb", {"experts": 8})
         injected = nbformat.read(tmp_path / "a.ipynb", as_version=4).cells[1]
         assert injected.metadata.tags == ["injected-parameters", "remove-cell"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere kernels are not forked")
+class TestWarmKernels:
+    LOOK = "import builtins, sys\nprint('torch' in sys.modules, hasattr(builtins, 'left_behind'))"
+
+    def test_a_kernel_has_the_imports_and_nothing_that_another_left_behind(self, tmp_path: Path) -> None:
+        source = write(tmp_path / "a.md", f"{self.LOOK}\nbuiltins.left_behind = 1")
+        for name in ("one", "two"):
+            notebooks.execute(source, tmp_path / name / "a.ipynb")
+            assert texts(tmp_path / name / "a.ipynb")[1] == "True False\n"
+
+    def test_a_notebook_comes_out_as_from_a_kernel_of_its_own(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        told = "print(os.getcwd(), os.environ['PYTHONHASHSEED'], {'x', 'y', 'z'}, torch.ones(2))"
+        source = write(tmp_path / "a.md", "import os, torch", told, "{'a': 1}")
+        notebooks.execute(source, tmp_path / "warm.ipynb")
+        monkeypatch.setattr(sys, "platform", "another")
+        notebooks.execute(source, tmp_path / "cold.ipynb")
+        assert (tmp_path / "warm.ipynb").read_bytes() == (tmp_path / "cold.ipynb").read_bytes()
 
 
 class TestCache:

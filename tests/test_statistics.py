@@ -2,9 +2,19 @@
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_rel
+from scipy.stats import bootstrap, ttest_rel
 
-from sparsity_moves.studies.statistics import adjusted, alike, compare, critical, different, t_interval
+from sparsity_moves.studies.statistics import (
+    RESAMPLES,
+    adjusted,
+    alike,
+    compare,
+    critical,
+    different,
+    interval,
+    intervals,
+    t_interval,
+)
 
 DRAWN = np.random.default_rng(1)
 
@@ -72,3 +82,27 @@ def test_the_t_interval_is_the_one_that_leaves_out_what_the_test_rejects() -> No
         assert bounds is not None
         assert (different(data) < 0.05) == (bounds[0] > 0 or bounds[1] < 0)
     assert t_interval([1.0]) is None
+
+
+class TestIntervals:
+    GROUPS = tuple(np.random.default_rng(8).normal(50, 10, size=n).tolist() for n in (5, 1, 64, 5, 2, 20, 64))
+
+    def test_each_is_scipys_bootstrap_of_that_group_alone(self) -> None:
+        for values, found in zip(self.GROUPS, intervals(self.GROUPS), strict=True):
+            if len(values) < 2:
+                assert found is None
+                continue
+            alone = bootstrap(
+                (values,),
+                np.mean,
+                n_resamples=RESAMPLES,
+                method="percentile",
+                rng=np.random.default_rng(0),
+            ).confidence_interval
+            assert found == pytest.approx((alone.low, alone.high), rel=1e-12)
+
+    def test_a_group_does_not_depend_on_its_neighbours(self) -> None:
+        diverged = [[1.0, float("nan"), 2.0, 3.0, 4.0], *self.GROUPS]
+        assert np.isnan(intervals(diverged)[0]).all()  # type: ignore[arg-type]
+        for values, found in zip(self.GROUPS, intervals(diverged)[1:], strict=True):
+            assert found == (pytest.approx(alone, rel=1e-12) if (alone := interval(values)) else None)

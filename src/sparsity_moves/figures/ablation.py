@@ -21,7 +21,7 @@ MEASURES = [
     f"{how}_{component}_accuracy" for component in ("ffn", "attention") for how in ("no", "mean", "resample")
 ]
 COLUMNS = (("mean", "percent"), ("low", "low"), ("high", "high"))
-LANES = {"here": "this build", "full": "our full scale", "paper": "published"}
+LANES = {"here": "this build", "full": "full scale", "paper": "published"}
 
 
 def component_ablation(moments: pl.DataFrame, full: pl.DataFrame | None = None) -> Figure:
@@ -35,7 +35,7 @@ def component_ablation(moments: pl.DataFrame, full: pl.DataFrame | None = None) 
     """
     rows = with_convergence(moments)
     arms = rows["arm"].unique(maintain_order=True).to_list()
-    lanes = ["here", *(["full"] if full is not None else []), "paper"]
+    lanes = [*(["full"] if full is not None else []), "here", "paper"]  # in the order of all strips
     means = _means(rows, "here")
     if full is not None:
         means = pl.concat([means, _means(with_convergence(full), "full")])
@@ -54,14 +54,16 @@ def component_ablation(moments: pl.DataFrame, full: pl.DataFrame | None = None) 
     ]
     chart = alt.vconcat(*panels, spacing=18).add_params(*_controls())
     seeds_said = seeds(rows)
-    late = f"; thick diamonds are our own full-scale runs ({seeds(full)})" if full is not None else ""
+    above = (
+        f"Thick diamonds, above: means of our full-scale runs ({seeds(full)}). " if full is not None else ""
+    )
     return show(
         chart,
         name="component-ablation",
         caption=(
-            f"Per-token accuracy when one component is taken away. Small symbols: one model each "
+            f"Per-token accuracy when one component is taken away. {above}Small symbols: one model each "
             f"({seeds_said}, {profile(rows)}), hollow where the model has not learned its task. Tick and bar: mean "
-            f"and {METHOD}{late}. Stars: values published by {{cite:t}}`smithline2026` with their standard "
+            f"and {METHOD}. Stars: values published by {{cite:t}}`smithline2026` with their standard "
             f"deviation over 5 seeds where given, shown for the checkpoint and the zeroing they are for. Dashed "
             f"lines: answers that need no computation (see {{numref}}`tab-chance`)."
         ),
@@ -91,7 +93,7 @@ def paper_values(arms: list[str]) -> pl.DataFrame:
 def _means(rows: pl.DataFrame, lane: str) -> pl.DataFrame:
     """Means and intervals of every measure, over all seeds and over those that learned their task."""
     key = ["task", "arm", "moment"]
-    long = rows.unpivot(MEASURES, index=[*key, "converged"], variable_name="measure")
+    long = rows.unpivot(MEASURES, index=[*key, "seed", "converged"], variable_name="measure")
     parts = [
         summaries(chosen, [*key, "measure"], "value").with_columns(pl.lit(over).alias("over"))
         for over, chosen in (("all", long), ("learned", long.filter("converged")))
@@ -145,6 +147,7 @@ def _panel(
         "moment",
         "step",
         "converged",
+        "spec_id",
         *(
             (pl.col(name) * 100).round(2).alias(name.removesuffix("_accuracy"))
             for name in ["accuracy", *MEASURES]
@@ -164,6 +167,7 @@ def _panel(
         alt.Tooltip("percent:Q", title="without it (%)"),
         alt.Tooltip("accuracy:Q", title="intact (%)"),
         alt.Tooltip("converged:N", title="learned its task"),
+        alt.Tooltip("spec_id:N", title="run"),
     ]
     symbols = base.mark_point(filled=False, size=45, strokeWidth=1.5).encode(
         shape=alt.Shape("arm:N", scale=arm_shapes(arms), legend=None),
@@ -178,6 +182,7 @@ def _panel(
         "over",
         "lane",
         "n",
+        "seeds",
         *((pl.col(old) * 100).round(2).alias(new) for old, new in COLUMNS),
     ).drop_nulls("arm")
     average = (
@@ -194,6 +199,7 @@ def _panel(
         alt.Tooltip("low:Q", title="95 % CI from"),
         alt.Tooltip("high:Q", title="to"),
         alt.Tooltip("n:Q", title="seeds"),
+        alt.Tooltip("seeds:N", title="runs of seeds"),
     ]
     bars = average.mark_rule(strokeWidth=2.5).encode(alt.X("low:Q"), alt.X2("high:Q"), tooltip=mean_tips)
     ticks = average.transform_filter(f"datum.lane == '{LANES['here']}'").mark_tick(

@@ -6,7 +6,7 @@ import polars as pl
 
 from sparsity_moves.figures.claim_words import MEASURES, digits, mean_words, number_words, plain, signed
 from sparsity_moves.figures.prose import hover
-from sparsity_moves.studies.statistics import of_few
+from sparsity_moves.studies.statistics import interval, of_few
 from sparsity_moves.studies.verdicts import FAILED, FEWEST, FIVE, PARTLY, UNDECIDED, UNMEASURED, Number
 
 
@@ -24,7 +24,9 @@ def apart_table(numbers: Sequence[Number]) -> pl.DataFrame:
                 "published": hover(
                     f"{row['value']:.{places}f}", f"{row['source_text']}, margin ± {number.margin:g}"
                 ),
-                "ours": hover(mean_words(values, places), f"n = {len(values)} seeds, at {number.moment}"),
+                "ours": hover(
+                    mean_words(values, places, interval), f"n = {len(values)} seeds, at {number.moment}"
+                ),
                 "ours − published": signed(sum(values) / len(values) - row["value"], places),
                 "verdict": verdict,
                 "why": " ".join(filter(None, [_luck(values, row["value"], places), number.claim.apart])),

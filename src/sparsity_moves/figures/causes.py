@@ -11,6 +11,13 @@ from sparsity_moves.studies.published import best, published
 SENDERS = {"attention": "attention's output", "ffn": "the FFN's output"}
 MATCHED = {"no": "may differ (as published)", "yes": "is the same"}
 DIRECTIONS = {"both": "both ways", "1": "into an input that carries", "2": "into an input that does not"}
+READINGS = {
+    "flips to the donor's answer, both ways": ("flip_rate", [1, 2]),
+    "flips to the donor's answer, into inputs that carry": ("flip_rate", [1]),
+    "any change of the answer, both ways": ("change_rate", [1, 2]),
+    "any change of the answer, into inputs that carry": ("change_rate", [1]),
+}
+"""What a published flip rate may count: a column of our table, and recipients' operations."""
 OUTPUT_DIGITS = ("ones", "tens", "hundreds", "overflow")
 
 
@@ -36,15 +43,7 @@ def patching_rows(argument: Argument) -> pl.DataFrame:
 
 def patching(argument: Argument) -> Figure | Text:
     """Whether the answer goes with a component's output."""
-    beside = best(published()).filter(
-        pl.col("measure").is_in([f"{c}_flip_rate" for c in SENDERS]), task="add7"
-    )
-    beside = beside.with_columns(
-        part=pl.col("detail").str.strip_prefix("digit="),
-        component=pl.col("measure").str.strip_suffix("_flip_rate"),
-        digit=pl.lit("no"),
-        direction=pl.lit("both"),
-    )
+    beside = _published_flips().with_columns(digit=pl.lit("no"), direction=pl.lit("both"))
     return grouped(
         argument,
         patching_rows(argument),
@@ -59,6 +58,46 @@ def patching(argument: Argument) -> Figure | Text:
         },
         domain=(0, 1),
         published=beside.select("arm", "part", "value", "source_text", "component", "digit", "direction"),
+    )
+
+
+def readings(argument: Argument) -> pl.DataFrame:
+    """How far ours are from the published flip rates, by what may have been counted: a row a reading.
+
+    Of each output digit the mean absolute difference, over layers and both components, at full scale where there is
+    such a run; digits not matched, as published.
+    """
+    ours = argument.measured("patching", "add7", FOUR).filter(~pl.col("matched"), lane="main")
+    ours = ours.with_columns(part=digit_names())
+    theirs = _published_flips()
+    found = []
+    for words, (column, directions) in READINGS.items():
+        means = ours.filter(pl.col("operation").is_in(directions)).group_by("arm", "component", "part")
+        both = theirs.join(means.agg(pl.col(column).mean()), on=["arm", "component", "part"])
+        apart = dict(both.group_by("part").agg((pl.col(column) - pl.col("value")).abs().mean()).iter_rows())
+        found.append({"counted": words} | {part: apart.get(part) for part in OUTPUT_DIGITS[1:]})
+    return pl.DataFrame(found, schema={"counted": pl.String} | dict.fromkeys(OUTPUT_DIGITS[1:], pl.Float64))
+
+
+def nearest(distances: pl.DataFrame) -> dict[str, str]:
+    """Of each output digit the reading that comes nearest to the published rates, where there are runs."""
+    return {
+        part: distances.sort(part)["counted"][0]
+        for part in OUTPUT_DIGITS[1:]
+        if distances[part].null_count() == 0
+    }
+
+
+def _published_flips() -> pl.DataFrame:
+    """The published flip rates, by `arm`, `component` and `part`."""
+    rates = [f"{component}_flip_rate" for component in SENDERS]
+    return (
+        best(published())
+        .filter(pl.col("measure").is_in(rates), task="add7")
+        .with_columns(
+            part=pl.col("detail").str.strip_prefix("digit="),
+            component=pl.col("measure").str.strip_suffix("_flip_rate"),
+        )
     )
 
 

@@ -1,5 +1,6 @@
 """Claims, tests and published numbers in words, for the scoreboard and the chapters."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ MEASURES = {
     "router_nmi": "router information",
     "grokked": "share that grokked",
     "grokked_seeds": "seeds of five that grokked",
-    "grokked_step": "epoch of grokking",
+    "grokked_step": "step of grokking",
     "difference_from_learned": "frozen minus learned",
     "p_value": "p of frozen against learned",
     "fourier_concentration": "Fourier concentration",
@@ -29,7 +30,7 @@ MEASURES = {
     "ffn_flip_rate": "answers flipped by the FFN",
     "training_time": "training time",
 }
-UNITS = {"percent": " points", "steps": " epochs", "fraction": ""}
+UNITS = {"percent": " points", "steps": " steps", "fraction": ""}
 _DIGITS = {
     "percent": 1,
     "points": 1,
@@ -56,9 +57,9 @@ def effect_words(values: list[float], unit: str) -> str:
     return f"{mean}{UNITS[unit]} (95\u00a0% CI {signed(bounds[0], places)} to {signed(bounds[1], places)})"
 
 
-def mean_words(values: list[float], digits: int) -> str:
-    """A mean with its interval: "49.1 (46.5 to 51.8)"."""
-    bounds, mean = t_interval(values), plain(sum(values) / len(values), digits)
+def mean_words(values: list[float], digits: int, interval: Callable[[list[float]], Any] = t_interval) -> str:
+    """A mean with its interval, the t-test's unless another is given: "49.1 (46.5 to 51.8)"."""
+    bounds, mean = interval(values), plain(sum(values) / len(values), digits)
     if bounds is None:
         return f"{mean}, one seed"
     return f"{mean} ({plain(bounds[0], digits)} to {plain(bounds[1], digits)})"

@@ -1,5 +1,6 @@
 """The shift taken apart: parts that sum, by training step; and the paper's two causes, alone and together."""
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 import altair as alt
@@ -9,7 +10,7 @@ from sparsity_moves.figures.book_renderer import Figure, show
 from sparsity_moves.figures.claim_words import signed
 from sparsity_moves.figures.prose import Text, hover
 from sparsity_moves.figures.strips import LANES, nothing_yet
-from sparsity_moves.figures.summary import METHOD, Summary, summary
+from sparsity_moves.figures.summary import METHOD, Summary, of_each, summary
 from sparsity_moves.figures.theme import arm_style
 from sparsity_moves.figures.words import MOMENT_NAMES, profile, seeds
 from sparsity_moves.studies.argument import Argument
@@ -33,8 +34,7 @@ def decomposition(argument: Argument, task: str = "add7") -> Figure | Text:
         return nothing_yet("This decomposition")
     steps = curves["step"].unique().sort().to_list()
     steps = steps[:: max(1, len(steps) // LOOKS)]
-    rows = [row for step in steps for row in _bars(curves.filter(step=step), path, step)]
-    data = pl.DataFrame(rows)
+    data = pl.DataFrame([row for bars in _bars(curves, path, steps) for row in bars])
     own = _beside(argument, task, path, steps)
     start = argument.moments(task, ["moe"]).filter(moment="first_best")["step"].mean()
     nearest = min(steps, key=lambda step: abs(step - float(start or 0)))  # type: ignore[arg-type]
@@ -110,31 +110,36 @@ def _beside(argument: Argument, task: str, path: list[str], steps: list[int]) ->
     if set(curves["arm"]) != set(path):
         return pl.DataFrame()
     looks = curves["step"].unique().sort().to_list()
-    rows = []
+    near = [min(looks, key=lambda look: abs(look / looks[-1] - step / steps[-1])) for step in steps]
+    bars = zip(steps, near, _bars(curves, path, near), strict=True)
+    return pl.DataFrame([bar | {"step": step, "own_step": own} for step, own, each in bars for bar in each])
+
+
+def _bars(curves: pl.DataFrame, path: list[str], steps: list[int]) -> Iterator[list[dict[str, object]]]:
+    """The waterfall's bars at each step: the first arm, what each change adds, the last arm."""
+    groups = [group for step in steps for group in _values(curves.filter(step=step), path)]
+    found = iter(of_each(groups))
     for step in steps:
-        near = min(looks, key=lambda look: abs(look / looks[-1] - step / steps[-1]))
-        rows += [
-            bar | {"step": step, "own_step": near} for bar in _bars(curves.filter(step=near), path, near)
-        ]
-    return pl.DataFrame(rows)
+        first, *changes, last = (next(found) for _ in range(len(path) + 1))
+        rows = [_bar("the dense layer", path[0], step, 0.0, first, whole=True)]
+        reached = first.mean
+        for (before, after), change in zip(pairwise(path), changes, strict=True):
+            rows.append(
+                _bar(f"+ {PATH[after]}", after, step, reached, change, runs=f"{after} minus {before}")
+            )
+            reached += change.mean
+        yield [*rows, _bar("= the MoE", path[-1], step, 0.0, last, whole=True)]
 
 
-def _bars(curves: pl.DataFrame, path: list[str], step: int) -> list[dict[str, object]]:
+def _values(curves: pl.DataFrame, path: list[str]) -> list[list[float]]:
+    """In percent, over the seeds that all arms have: the first arm's, each change's, the last arm's."""
     by = {
         arm: dict(curves.filter(arm=arm).select("seed", pl.col("no_ffn_accuracy") * 100).iter_rows())
         for arm in path
     }
     common = sorted(set.intersection(*(set(values) for values in by.values())))
-    first = summary([by[path[0]][seed] for seed in common])
-    rows = [_bar("the dense layer", path[0], step, 0.0, first, whole=True)]
-    reached = first.mean
-    for before, after in pairwise(path):
-        found = summary([by[after][seed] - by[before][seed] for seed in common])
-        rows.append(_bar(f"+ {PATH[after]}", after, step, reached, found, runs=f"{after} minus {before}"))
-        reached += found.mean
-    last = summary([by[path[-1]][seed] for seed in common])
-    rows.append(_bar("= the MoE", path[-1], step, 0.0, last, whole=True))
-    return rows
+    changes = [[by[after][seed] - by[before][seed] for seed in common] for before, after in pairwise(path)]
+    return [[by[path[0]][seed] for seed in common], *changes, [by[path[-1]][seed] for seed in common]]
 
 
 def _bar(

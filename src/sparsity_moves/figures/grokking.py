@@ -13,11 +13,15 @@ from sparsity_moves.figures.summary import summaries
 from sparsity_moves.figures.theme import arm_colours, arm_label, arm_shapes
 from sparsity_moves.studies.argument import Argument
 from sparsity_moves.studies.published import best, published
+from sparsity_moves.studies.sweeps import FAMILIES
 
 ARMS = (
     *("dense", "narrow", "glu", "moe", "moe_frozen", "moe_switch", "moe_glu", "moe_top2"),
-    *("dense_norm", "moe_norm", "dense_dropout0.1", "dense_wd2", "moe_e2", "moe_e8", "moe_e16"),
+    *("dense_norm", "glu_norm", "moe_norm", "moe_glu_norm"),
+    *("dense_dropout0.1", "dense_dropout0.3", "dense_wd0.5", "dense_wd2"),
+    *("moe_e2", "moe_e8", "moe_e16", "moe_glu_top2"),
 )
+"""The arms, then those of the sweeps; of each those that have runs are drawn."""
 TASK = "modular_addition"
 
 
@@ -38,9 +42,9 @@ def grokking(argument: Argument, arms: Sequence[str] = ARMS) -> Figure | Text:
     share = models.group_by("arm", "lane", maintain_order=True).agg(
         pl.format("{} of {}", pl.col("grokked").sum(), pl.len()).alias("words")
     )
-    theirs = best(published()).filter(
-        pl.col("arm").is_in(there), task=TASK, measure="grokked_step", setting=""
-    )
+    named = pl.struct("arm", "setting").map_elements(lambda row: _name(**row), return_dtype=pl.String)
+    theirs = best(published()).filter(task=TASK, measure="grokked_step").with_columns(named.alias("arm"))
+    theirs = theirs.filter(pl.col("arm").is_in(there))
     if argument.profile != "paper":  # another modulus, another length of training
         theirs = theirs.clear()
     theirs = theirs.select(
@@ -69,6 +73,7 @@ def grokking(argument: Argument, arms: Sequence[str] = ARMS) -> Figure | Text:
         alt.Tooltip("low:Q", title="95 % CI from"),
         alt.Tooltip("high:Q", title="to"),
         alt.Tooltip("n:Q", title="seeds that grokked"),
+        alt.Tooltip("seeds:N", title="runs of seeds"),
     ]
     average = alt.Chart(means)
     layers: list[alt.Chart] = [
@@ -117,13 +122,24 @@ def grokking(argument: Argument, arms: Sequence[str] = ARMS) -> Figure | Text:
         caption=(
             f"When each model of modular addition grokked; at the right edge those that had not by step {last:,}, "
             f"and how many of each did. {marks(rows, own)} Means are over those that did. "
-            "Stars: published {cite:p}`smithline2026`, at the paper's setting."
+            "Stars: published {cite:p}`smithline2026`, at the paper's setting. A step is one pass over all "
+            "training pairs, the paper's epoch."
         ),
         alt="Training step of grokking by layer: "
         + ", ".join(f"{arm} {words} grokked ({lane})" for arm, lane, words in share.iter_rows())
         + ".",
         data=models,
     )
+
+
+def _name(arm: str, setting: str) -> str:
+    """What the sweeps call an arm at a published setting: `dense` at `norm=rms` is `dense_norm`."""
+    field, _, value = setting.partition("=")
+    for family in FAMILIES.values():
+        for suffix, settings in family.points.items():
+            if {key: str(own).removesuffix(".0") for key, own in settings.items()} == {field: value}:
+                return f"{arm}_{suffix}"
+    return arm
 
 
 def _models(rows: pl.DataFrame, lane: str, edge: int) -> pl.DataFrame:

@@ -106,6 +106,7 @@ def grouped(
         alt.Tooltip("low:Q", title="95 % CI from"),
         alt.Tooltip("high:Q", title="to"),
         alt.Tooltip("n:Q", title="seeds"),
+        alt.Tooltip("seeds:N", title="runs of seeds"),
     ]
 
     def chosen(frame: pl.DataFrame) -> alt.Chart:

@@ -40,6 +40,7 @@ def matching(argument: Argument, task: str = "add7") -> Figure | Text:
             pl.col("arm").map_elements(arm_label, return_dtype=pl.String),
             pl.col("seed").cast(pl.Int64),
             "moment",
+            "spec_id",
             pl.col(*MATCHED).cast(pl.Int64),
             (pl.col("no_ffn_accuracy") * 100).round(1).alias("percent"),
             pl.lit(LANES[lane]).alias("lane"),
@@ -70,6 +71,7 @@ def matching(argument: Argument, task: str = "add7") -> Figure | Text:
         alt.Tooltip("low:Q", title="95 % CI from"),
         alt.Tooltip("high:Q", title="to"),
         alt.Tooltip("n:Q", title="seeds"),
+        alt.Tooltip("seeds:N", title="runs of seeds"),
         *(alt.Tooltip(f"{name}:Q", title=words, format=",") for name, words in MATCHED.items()),
     ]
     size = {"size": "datum[matched]"}
@@ -89,6 +91,7 @@ def matching(argument: Argument, task: str = "add7") -> Figure | Text:
                 "seed:O",
                 alt.Tooltip("lane:N", title="from"),
                 "percent:Q",
+                alt.Tooltip("spec_id:N", title="run"),
             ],
         ),
         average.mark_rule(strokeWidth=2.5).encode(x, alt.Y("low:Q"), alt.Y2("high:Q"), tooltip=tips),

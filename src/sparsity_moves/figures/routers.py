@@ -56,6 +56,7 @@ def learned_frozen(argument: Argument, task: str = "add7") -> Figure | Text:
         alt.Tooltip("low:Q", title="95 % CI from", format="+.1f"),
         alt.Tooltip("high:Q", title="to", format="+.1f"),
         alt.Tooltip("n:Q", title="pairs"),
+        alt.Tooltip("seeds:N", title="runs of seeds"),
     ]
     band = pl.DataFrame({"low": [-MARGIN], "high": [MARGIN]})
     average = alt.Chart(means).transform_filter(here)

@@ -132,6 +132,7 @@ def strip(
         alt.Tooltip("low:Q", title="95 % CI from"),
         alt.Tooltip("high:Q", title="to"),
         alt.Tooltip("n:Q", title="seeds"),
+        alt.Tooltip("seeds:N", title="runs of seeds"),
     ]
     layers: list[alt.Chart] = [
         symbols,
@@ -189,7 +190,9 @@ def _models(rows: pl.DataFrame, lane: str, columns: Sequence[str], scale: float)
 
 
 def _means(models: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
-    long = models.unpivot(columns, index=["arm", "lane", "moment"], variable_name="measure").drop_nulls()
+    long = models.unpivot(
+        columns, index=["arm", "seed", "lane", "moment"], variable_name="measure"
+    ).drop_nulls()
     found = summaries(long, ["arm", "lane", "moment", "measure"], "value")
     return found.with_columns(pl.col("mean", "sd", "low", "high").round(4))
 

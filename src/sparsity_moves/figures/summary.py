@@ -1,13 +1,13 @@
 """From one row a model to what a figure says of many: means, bootstrap intervals, paired differences."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
 from sparsity_moves.studies.statistics import METHOD as METHOD  # figures say how an interval was made
-from sparsity_moves.studies.statistics import interval
+from sparsity_moves.studies.statistics import intervals
 from sparsity_moves.training.fleet import GROKKED
 
 CONVERGED = {"add7": ("exact_match", 0.995), "histogram": ("accuracy", 0.98)}
@@ -27,22 +27,46 @@ class Summary:
 
 def summary(values: Sequence[float]) -> Summary:
     """Mean, standard deviation (ddof = 0, as the paper's) and bootstrap interval of at least one value."""
-    data = np.asarray(values, dtype=float)
-    if len(data) == 0:
-        raise ValueError("a mean needs at least one value")
-    low, high = interval(values) or (None, None)
-    return Summary(float(data.mean()), float(data.std()), low, high, len(data))
+    (found,) = of_each([values])
+    return found
 
 
 def summaries(rows: pl.DataFrame, by: Sequence[str], value: str) -> pl.DataFrame:
-    """`summary` of a column in every group: the columns of `by`, then mean, sd, low, high, n."""
-    found = [
-        dict(zip(by, key, strict=True)) | vars(summary(group[value].to_list()))
-        for key, group in rows.group_by(by, maintain_order=True)
-    ]
-    schema: dict[str, pl.DataType] = {name: rows.schema[name] for name in by}
-    schema |= dict.fromkeys(("mean", "sd", "low", "high"), pl.Float64()) | {"n": pl.Int64()}
-    return pl.DataFrame(found, schema=schema)
+    """`summary` of a column in every group: the columns of `by`, then mean, sd, low, high, n.
+
+    Where the rows have a `seed`, `seeds` names those of the group.
+    """
+    own = [name for name in ("seed",) if name in rows.columns]
+    groups = rows.group_by(by, maintain_order=True).agg(pl.col(value, *own))
+    found = pl.DataFrame(
+        [vars(each) for each in of_each(groups[value].to_list())],
+        schema=dict.fromkeys(("mean", "sd", "low", "high"), pl.Float64) | {"n": pl.Int64},
+    )
+    named = [pl.Series("seeds", [spans(seeds) for seeds in groups["seed"]], pl.String)] if own else []
+    return groups.select(by).hstack(found).hstack(named)
+
+
+def spans(numbers: Iterable[int]) -> str:
+    """Whole numbers in order, neighbours together: "0–3, 42"."""
+    found: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if found and number == found[-1][-1] + 1:
+            found[-1][1:] = [number]
+        else:
+            found.append([number])
+    return ", ".join("–".join(map(str, span)) for span in found)
+
+
+def of_each(groups: Sequence[Sequence[float]]) -> list[Summary]:
+    """`summary` of every group of values."""
+    if not all(len(values) for values in groups):
+        raise ValueError("a mean needs at least one value")
+    found = []
+    for values, bounds in zip(groups, intervals(groups), strict=True):
+        data = np.asarray(values, dtype=float)
+        low, high = bounds or (None, None)
+        found.append(Summary(float(data.mean()), float(data.std()), low, high, len(data)))
+    return found
 
 
 def differences(rows: pl.DataFrame, by: Sequence[str], value: str, against: str = "dense") -> pl.DataFrame:

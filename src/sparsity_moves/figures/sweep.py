@@ -56,7 +56,7 @@ def expert_sweep(
     means = summaries(rows, key, "no_ffn_accuracy").with_columns(
         (pl.col("mean") * 100).round(1).alias("percent")
     )
-    cell = alt.Chart(means.select(*key, "percent", "n")).encode(
+    cell = alt.Chart(means.select(*key, "percent", "n", "seeds")).encode(
         alt.X("experts:O", title="Experts", axis=alt.Axis(labelAngle=0)),
         alt.Y("width:O", title="Width", sort="descending"),
     )
@@ -74,6 +74,7 @@ def expert_sweep(
                 "width:O",
                 alt.Tooltip("percent:Q", title="mean (%)"),
                 alt.Tooltip("n:Q", title="seeds"),
+                alt.Tooltip("seeds:N", title="runs of seeds"),
             ],
         ),
         cell.mark_text(fontSize=13).encode(
@@ -87,7 +88,7 @@ def expert_sweep(
         pl.col("shown").replace_strict(SHOWN), (pl.col("value") * 100).round(2).alias("percent")
     )
     averages = summaries(
-        rows.unpivot(list(SHOWN), index=key, variable_name="shown"), [*key, "shown"], "value"
+        rows.unpivot(list(SHOWN), index=[*key, "seed"], variable_name="shown"), [*key, "shown"], "value"
     ).with_columns(
         pl.col("shown").replace_strict(SHOWN),
         *((pl.col(name) * 100).round(2) for name in ("mean", "low", "high")),
@@ -110,7 +111,18 @@ def expert_sweep(
         alt.Chart(averages.drop("sd"))
         .transform_filter(here)
         .mark_tick(thickness=3, size=16, color="currentColor")
-        .encode(alt.X("mean:Q"), y, tooltip=["shown:N", "mean:Q", "low:Q", "high:Q", "n:Q"]),
+        .encode(
+            alt.X("mean:Q"),
+            y,
+            tooltip=[
+                "shown:N",
+                "mean:Q",
+                "low:Q",
+                "high:Q",
+                "n:Q",
+                alt.Tooltip("seeds:N", title="runs of seeds"),
+            ],
+        ),
     ).properties(
         width=500,
         height=alt.Step(30),
@@ -149,7 +161,9 @@ def expert_sweep(
 def _diamonds(full: pl.DataFrame, here: str) -> alt.Chart:
     """Means of the full-scale runs of the cell that is picked."""
     keys = ["experts", "width", "shown"]
-    found = summaries(full.unpivot(list(SHOWN), index=keys[:2], variable_name="shown"), keys, "value")
+    found = summaries(
+        full.unpivot(list(SHOWN), index=[*keys[:2], "seed"], variable_name="shown"), keys, "value"
+    )
     rows = found.drop("sd").with_columns(
         pl.col("shown").replace_strict(SHOWN),
         *((pl.col(name) * 100).round(2) for name in ("mean", "low", "high")),
@@ -167,6 +181,7 @@ def _diamonds(full: pl.DataFrame, here: str) -> alt.Chart:
                 alt.Tooltip("low:Q", title="95 % CI from"),
                 alt.Tooltip("high:Q", title="to"),
                 alt.Tooltip("n:Q", title="seeds"),
+                alt.Tooltip("seeds:N", title="runs of seeds"),
             ],
         )
     )

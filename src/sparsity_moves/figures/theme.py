@@ -20,8 +20,11 @@ class ArmStyle:
 
     label: str
     colour: str
-    shape: str  # a Vega symbol
+    shape: str  # a Vega symbol, or the path of one
 
+
+HEXAGON = "M0,-1L0.87,-0.5L0.87,0.5L0,1L-0.87,0.5L-0.87,-0.5Z"
+FIR = "M0,-1L1,0.4L0.3,0.4L0.3,1L-0.3,1L-0.3,0.4L-1,0.4Z"
 
 ARMS: dict[str, ArmStyle] = {
     "dense": ArmStyle("Dense", "#5f636a", "circle"),
@@ -32,7 +35,7 @@ ARMS: dict[str, ArmStyle] = {
     "moe_frozen": ArmStyle("MoE, frozen router", "#468de5", "cross"),
     "moe_switch": ArmStyle("Switch MoE", "#b13c11", "triangle-right"),
     "moe_switch_frozen": ArmStyle("Switch MoE, frozen router", "#de6640", "triangle-left"),
-    "moe_hash": ArmStyle("Hash MoE", "#5c6c14", "wedge"),
+    "moe_hash": ArmStyle("Hash MoE", "#5c6c14", HEXAGON),
     "moe_hash_context": ArmStyle("Context-hash MoE", "#7f8f3a", "cross"),
     "moe_unbalanced": ArmStyle("MoE, no balance loss", "#6359b5", "triangle-up"),
     "moe_switch_unbalanced": ArmStyle("Switch MoE, no balance loss", "#8781e0", "triangle-down"),
@@ -42,7 +45,7 @@ ARMS: dict[str, ArmStyle] = {
     "moe_glu": ArmStyle("MoE-GLU", "#a8347f", "triangle-left"),
     "moe_glu_frozen": ArmStyle("MoE-GLU, frozen router", "#d45ea7", "triangle-right"),
     "moe_glu_active": ArmStyle("MoE-GLU, active-matched", "#be4993", "arrow"),
-    "tree": ArmStyle("Tree", "#8548ac", "wedge"),
+    "tree": ArmStyle("Tree", "#8548ac", FIR),
     "tree_balanced": ArmStyle("Tree, balanced", "#ad70d7", "arrow"),
     "tree_active": ArmStyle("Tree, active-matched", "#985bc1", "triangle-up"),
 }
@@ -114,7 +117,7 @@ def _theme() -> alt.theme.ThemeConfig:
             "font": "system-ui, sans-serif",  # not "inherit": Vega measures the text itself
             "view": {"stroke": "transparent", "continuousWidth": 520, "continuousHeight": 300},
             "axis": axis,
-            "legend": text | {"symbolStrokeWidth": 2, "labelLimit": 260},
+            "legend": text | {"symbolStrokeWidth": 2, "symbolOpacity": 1, "labelLimit": 260},
             "header": text,
             "title": heading,
             "mark": {"tooltip": True, "aria": False},

@@ -58,6 +58,7 @@ def shift_over_training(argument: Argument, arms: Sequence[str] = ARMS, task: st
         alt.Tooltip("low:Q", title="95 % CI from"),
         alt.Tooltip("high:Q", title="to"),
         alt.Tooltip("n:Q", title="seeds"),
+        alt.Tooltip("seeds:N", title="runs of seeds"),
     ]
     base = alt.Chart(means)
     chance = pl.DataFrame(
@@ -124,6 +125,7 @@ def _own(argument: Argument, arms: Sequence[str], task: str) -> pl.DataFrame:
     rows = argument.curves(task, arms, own=True).select(
         pl.col("arm").map_elements(arm_label, return_dtype=pl.String),
         pl.col("step").cast(pl.Int64),
+        "seed",
         (pl.col("no_ffn_accuracy") * 100).round(1).alias("percent"),
     )
     return summaries(rows, ["arm", "step"], "percent").with_columns(pl.col("mean", "low", "high").round(1))

@@ -54,6 +54,7 @@ def by_height(argument: Argument, task: TaskName = "add7") -> Figure | Text:
     levels = summaries(
         beside.select(
             pl.col("arm").map_elements(arm_label, return_dtype=pl.String),
+            "seed",
             "moment",
             (100 * pl.col("no_ffn_accuracy")).alias("percent"),
         ),
@@ -73,10 +74,16 @@ def by_height(argument: Argument, task: TaskName = "add7") -> Figure | Text:
         alt.Tooltip("low:Q", title="95 % CI from"),
         alt.Tooltip("high:Q", title="to"),
         alt.Tooltip("n:Q", title="seeds"),
+        alt.Tooltip("seeds:N", title="runs of seeds"),
     ]
     average = alt.Chart(means).transform_filter(here)
     lines = alt.Chart(levels).transform_filter(here)
-    level_tips = [alt.Tooltip("arm:N", title="FFN"), "mean:Q", alt.Tooltip("n:Q", title="seeds")]
+    level_tips = [
+        alt.Tooltip("arm:N", title="FFN"),
+        "mean:Q",
+        alt.Tooltip("n:Q", title="seeds"),
+        alt.Tooltip("seeds:N", title="runs of seeds"),
+    ]
     chart = alt.layer(
         lines.mark_rule(strokeDash=[6, 4], opacity=0.6).encode(alt.Y("mean:Q"), tooltip=level_tips),
         lines.mark_text(align="right", dy=-5, fontSize=10, fontStyle="italic").encode(

@@ -4,6 +4,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterable, Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def of_value(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
+@cache
 def of_installed() -> str:
     """Hash of the Python version and of every installed package with its version."""
     packages = sorted({f"{d.name}=={d.version}" for d in metadata.distributions()})

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from papermill.exceptions import PapermillExecutionError
 import sparsity_moves
 from sparsity_moves.errors import UserError
 from sparsity_moves.publishing import fingerprint
+from sparsity_moves.publishing.kernels import WarmKernelManager
 
 PACKAGE = Path(sparsity_moves.__file__).parent
 DATA_DIR = "SPARSITY_MOVES_DATA_DIR"  # tells `figures.show` where the tables behind the figures go
@@ -185,6 +187,7 @@ def _run(notebook: NotebookNode, values: dict[str, object], source: Path) -> Not
             progress_bar=False,
             cwd=source.parent,
             extra_arguments=["--log-level=CRITICAL"],  # no advice, and no complaint at being ended
+            **({"kernel_manager_class": WarmKernelManager} if sys.platform == "linux" else {}),
         )
     except PapermillExecutionError as error:
         why = error.evalue if error.ename == "UserError" else f"{error.ename}: {error.evalue}"

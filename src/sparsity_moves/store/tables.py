@@ -60,16 +60,21 @@ class Tables:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._again = f"`sparsity-moves train --profile {root.name}` writes it anew"
+        self._read: tuple[object, dict[str, Any]] | None = None
         self._seen: tuple[object, dict[str, Any], dict[str, dict[str, Any]]] | None = None
 
     def __bool__(self) -> bool:
         return (self.root / MANIFEST).exists()
 
     def manifest(self) -> dict[str, Any]:
-        manifest = read_json(self.root / MANIFEST)
-        if manifest is None:
-            raise Broken(f"{self.root / MANIFEST} is missing or damaged; {self._again}")
-        return manifest
+        """What vouches for the tables; read again when changed. Raises `Broken`."""
+        key = self._stat(self.root / MANIFEST)
+        if self._read is None or self._read[0] != key:
+            manifest = read_json(self.root / MANIFEST)
+            if manifest is None:
+                raise Broken(f"{self.root / MANIFEST} is missing or damaged; {self._again}")
+            self._read = key, manifest
+        return self._read[1]
 
     def file(self, name: str) -> Path:
         """A file that the manifest names, found whole. Raises `Broken`, which says how to get it back."""
@@ -216,8 +221,8 @@ class Tables:
     def without(self, name: str) -> None:
         """Have the manifest no longer speak of a checkpoint, or of a family's table."""
         manifest = {k: v for k, v in self.manifest().items() if k != "sha256"}
-        manifest["files"].pop(name)
-        write_json(self.root / MANIFEST, manifest)
+        files = {file: sha for file, sha in manifest["files"].items() if file != name}
+        write_json(self.root / MANIFEST, manifest | {"files": files})
 
     def _are_whole(self) -> bool:
         try:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sparsity_moves.errors import UserError
-from sparsity_moves.studies.published import best, published
+from sparsity_moves.studies.published import published
 
 Row = dict[str, Any]
 Source = Literal["paper", "review", "ours"]
@@ -112,12 +112,12 @@ def margin(row: Row) -> float:
 
 
 def numbers() -> list[tuple[Claim, Row]]:
-    """Every published number with the claim that it belongs to.
+    """Every published number with the claim that it belongs to; one that two sources give is there twice.
 
     Raises `UserError` where one belongs to none, or to two: nothing may be missing in silence.
     """
     found = []
-    for row in best(published()).iter_rows(named=True):
+    for row in published().iter_rows(named=True):
         owners = [claim for claim in claims() if claim.owns(row)]
         if len(owners) != 1:
             name = " ".join(row[key] for key in ("task", "arm", "setting", "measure", "detail") if row[key])

@@ -7,6 +7,7 @@ that differ from that arm's in this setting alone. What the tables do not give i
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -69,8 +70,14 @@ class Evidence:
         families: Mapping[str, pl.DataFrame] | None = None,
     ) -> None:
         self.rows, self.curves, self.families = rows, curves, families or {}
-        self.settings = {i: {k: v for k, v in own.items() if k != "seed"} for i, own in settings.items()}
+        self.settings = {i: _without(own, "seed") for i, own in settings.items()}
+        self._alike: dict[str, list[str]] = defaultdict(list)  # runs by their settings, as `_key` writes them
+        for spec_id, own in self.settings.items():
+            self._alike[_key(own)].append(spec_id)
         self._found: dict[tuple[str, str, str], pl.DataFrame] = {}
+        self._parts: dict[
+            tuple[str, str, str], pl.DataFrame
+        ] = {}  # of all models, by measure, detail, setting
 
     @staticmethod
     def of(store: Store) -> Evidence:
@@ -119,8 +126,11 @@ class Evidence:
             row | {"setting": "" if row["setting"].startswith("convention=") else row["setting"]},
             self.moment(row),
         )
-        found = models.select("spec_id", "seed").join(
-            parts.values(row, models, self.families[place[0]]), on="spec_id", maintain_order="left"
+        name = (row["measure"], row["detail"], row["setting"])
+        if name not in self._parts:
+            self._parts[name] = parts.values(row, self.families[place[0]])
+        found = models.select("spec_id", "moment", "seed").join(
+            self._parts[name], on=["spec_id", "moment"], maintain_order="left"
         )
         if found.is_empty():
             raise Absent("the tables of measures do not have these runs")
@@ -167,7 +177,7 @@ class Evidence:
             rows = rows.filter(study=MAIN)
         elif set(rows["study"]) != {WIDTHS}:
             rows = rows.filter(pl.col("study") != WIDTHS)
-        shapes = {str(sorted(self.settings[i].items())): self.settings[i] for i in rows["spec_id"].unique()}
+        shapes = {_key(own): own for own in (self.settings[i] for i in rows["spec_id"].unique())}
         if len(shapes) != 1:
             raise Absent("no run is stored" if not shapes else "studies give this arm several settings")
         (shape,) = shapes.values()
@@ -176,16 +186,19 @@ class Evidence:
             if field not in self.rows.columns:
                 raise Absent(f"runs have no setting {field}")
             rows = self.rows.filter(pl.col(field).cast(pl.String).str.strip_suffix(".0") == value)
-            rows = rows.filter(self._where(lambda own: _without(own, field) == _without(shape, field)))
+            own = {i: _key(_without(self.settings[i], field)) for i in rows["spec_id"].unique()}
+            fits = _key(_without(shape, field))
+            rows = rows.filter(pl.col("spec_id").is_in([i for i, key in own.items() if key == fits]))
             if rows.is_empty():
                 raise Absent("no run is stored")
         else:
-            rows = self.rows.filter(self._where(lambda own: own == shape))
+            rows = self.rows.filter(pl.col("spec_id").is_in(self._alike[_key(shape)]))
         return rows.unique(("spec_id", "moment"), keep="first", maintain_order=True)
-
-    def _where(self, fits: Callable[[Row], bool]) -> pl.Expr:
-        return pl.col("spec_id").is_in([i for i, own in self.settings.items() if fits(own)])
 
 
 def _without(settings: Row, field: str) -> Row:
     return {key: value for key, value in settings.items() if key != field}
+
+
+def _key(settings: Row) -> str:
+    return str(sorted(settings.items()))

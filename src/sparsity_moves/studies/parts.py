@@ -33,7 +33,7 @@ def part(row: Row) -> tuple[str, str, pl.Expr] | None:
         here = (pl.col("component") == measure.removesuffix("_flip_rate")) & ~pl.col("matched")
         return "patching", "flip_rate", here & (pl.col("position") == DIGITS.index(value))
     if measure == "fourier_concentration":
-        first = pl.col("index") == pl.col("index").min().over("site")
+        first = pl.col("index") == pl.col("index").min().over("spec_id", "moment", "site")
         each = {
             "per neuron": pl.col("site") == "neurons",
             "top principal component": (pl.col("site") == "components") & first,
@@ -46,12 +46,10 @@ def part(row: Row) -> tuple[str, str, pl.Expr] | None:
     return None
 
 
-def values(row: Row, models: pl.DataFrame, table: pl.DataFrame) -> pl.DataFrame:
-    """`spec_id` and `value` of these models' rows of a table, a model's mean each."""
+def values(row: Row, table: pl.DataFrame) -> pl.DataFrame:
+    """`spec_id`, `moment` and `value`: of every model of a table its mean over the rows that a detail names."""
     found = part(row)
     assert found is not None
     _, column, chosen = found
-    mine = table.join(models.select("spec_id", "moment"), on=["spec_id", "moment"], how="semi")
-    return (
-        mine.filter(chosen).drop_nulls(column).group_by("spec_id").agg(pl.col(column).mean().alias("value"))
-    )
+    rows = table.filter(chosen).drop_nulls(column)
+    return rows.group_by("spec_id", "moment").agg(pl.col(column).mean().alias("value"))

@@ -7,6 +7,7 @@ seed by seed: a comparison is a list of differences, one a seed.
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,19 +22,51 @@ LEVEL = 0.05
 
 def interval(values: Sequence[float]) -> tuple[float, float] | None:
     """The bootstrap interval of a mean over seeds; None for a single seed."""
-    if len(values) < 2:
-        return None
-    data = np.asarray(values, dtype=float)
-    if not np.isfinite(data).all():  # a model that diverged: no number, and none that hides it
-        return float("nan"), float("nan")
+    return intervals([values])[0]
+
+
+def intervals(groups: Sequence[Sequence[float]]) -> list[tuple[float, float] | None]:
+    """`interval` of each group, in their order.
+
+    Groups of one size share the resamples that each alone would draw: SciPy resamples the places of the values, and
+    the means of all these groups over them are one matrix product.
+    """
+    found: list[tuple[float, float] | None] = [None] * len(groups)
+    of_size: dict[int, list[int]] = defaultdict(list)
+    for place, values in enumerate(groups):
+        of_size[len(values)].append(place)
+    for size, places in of_size.items():
+        if size < 2:
+            continue
+        data = np.asarray([groups[place] for place in places], dtype=float)  # (groups, values)
+        # a model that diverged: no number, and none that hides it
+        low, high = np.full((2, len(data)), np.nan)
+        if (finite := np.isfinite(data).all(axis=1)).any():
+            low[finite], high[finite] = _percentile_bootstrap(data[finite])
+        for place, *bounds in zip(places, low.tolist(), high.tolist(), strict=True):
+            found[place] = (bounds[0], bounds[1])
+    return found
+
+
+def _percentile_bootstrap(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both ends for every row of (groups, values), each (groups,)."""
+    size = data.shape[1]
+
+    def means(drawn: np.ndarray, axis: int) -> np.ndarray:  # noqa: ARG001 (SciPy asks for it)
+        """(groups, resamples), from the places drawn, (resamples, values)."""
+        row = np.arange(len(drawn))[:, None]
+        times = np.bincount((drawn + size * row).ravel(), minlength=drawn.size).reshape(drawn.shape)
+        return np.asarray(data @ times.T / size)
+
     found = bootstrap(
-        (data,),
-        np.mean,
+        (np.arange(size),),
+        means,
         n_resamples=RESAMPLES,
         method="percentile",
+        vectorized=True,
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return float(found.low), float(found.high)
+    return found.low, found.high
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ function frame({ pen, width, height }, ink, [x0, x1], [y0, y1], xName, yName) {
   return { x, y, back: { x: (p) => x0 + ((p - left) / (width - left - right)) * (x1 - x0), y: (p) => y0 + ((height - bottom - p) / (height - top - bottom)) * (y1 - y0) } };
 }
 
-// One symbol's outline around (x, y), by Vega's names.
+// One symbol's outline around (x, y), by Vega's names or as a path of straight lines.
 function symbol(pen, shape, x, y, r) {
   const path = (...points) => {
     points.forEach(([a, b], i) => (i ? pen.lineTo(x + a * r, y + b * r) : pen.moveTo(x + a * r, y + b * r)));
@@ -75,7 +75,7 @@ function symbol(pen, shape, x, y, r) {
   else if (shape === "triangle-down") path([-1.1, -0.9], [1.1, -0.9], [0, 1.1]);
   else if (shape === "triangle-left") path([-1.1, 0], [0.9, -1.1], [0.9, 1.1]);
   else if (shape === "triangle-right") path([1.1, 0], [-0.9, -1.1], [-0.9, 1.1]);
-  else if (shape === "wedge") path([0, -1.3], [0.7, 1.1], [-0.7, 1.1]);
+  else if (shape[0] === "M") path(...shape.slice(1, -1).split("L").map((point) => point.split(",").map(Number)));
   else if (shape === "arrow") path([0, -1.3], [0.9, 0], [0.3, 0], [0.3, 1.2], [-0.3, 1.2], [-0.3, 0], [-0.9, 0]);
   else if (shape === "triangle-up") path([0, -1.1], [1.1, 0.9], [-1.1, 0.9]);
   else {
