@@ -21,7 +21,13 @@ from sparsity_moves.studies import arm
 from sparsity_moves.tasks import stacked
 from sparsity_moves.training.precision import products
 
-SHAPES = [("moe", "add7", 128), ("moe_glu", "histogram", 256), ("moe_switch", "modular_addition", 256)]
+SHAPES = [
+    ("moe", "add7", 128),
+    ("moe_glu", "histogram", 256),
+    ("glu", "histogram", 256),
+    ("moe_switch", "modular_addition", 256),
+    ("tree", "modular_addition", 128),
+]
 
 
 class Hopper:
@@ -62,14 +68,13 @@ def main() -> None:
         start = stack([spec.architecture.initialise(seed) for seed in range(2)])
         p = {key: t.requires_grad_(t.is_floating_point()) for key, t in start.items()}
         positions = tuple(range(spec.task_object.length)) if spec.balance_weight else ()
-        # Products to fp32's bits hold the most; where the batch is always the same, its kernels come besides.
+        # Where the batch is always the same, its kernels come besides.
         for form in (kernels.KERNELS, kernels.fixed(tokens, spec.architecture.task.vocabulary))[
             : 2 - bool(spec.batch)
         ]:
-            for rounding in ("fp32", "tf32"):
-                with products(rounding):
-                    trace = forward(spec.architecture, p, tokens, balance_positions=positions, kernels=form)
-                    kernels.cross_entropy(trace.final, trace.unembed, targets).mean().backward()
+            with products(spec.precision):
+                trace = forward(spec.architecture, p, tokens, balance_positions=positions, kernels=form)
+                kernels.cross_entropy(trace.final, trace.unembed, targets).mean().backward()
     print(json.dumps(asked))
 
 

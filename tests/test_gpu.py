@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sparsity_moves.kernels import triton
 from sparsity_moves.model import Architecture
 from sparsity_moves.model.feedforward import combine, hidden_units
 from sparsity_moves.model.routing import Routing
@@ -108,6 +107,8 @@ def layers():
 @pytest.mark.parametrize(("width", "ffn"), layers() if torch.cuda.is_available() else [], ids=str)
 def test_every_layer_of_the_full_scale_runs_is_the_masked_one_to_ten_bits(width, ffn):
     """With a routing that is given, so that nothing hangs on a near-tie; gradients of sizes far apart."""
+    from sparsity_moves.kernels import triton  # which is not everywhere
+
     models, tokens = 2, 700
     source = generator(0, "layers")
     shapes = Architecture(TASKS["modular_addition"](7, 0.5), width, ffn=ffn).shapes()
