@@ -80,6 +80,38 @@ def test_a_second_training_trains_nothing(command, results):
     assert {p: p.stat().st_mtime_ns for p in (results / "runs").rglob("*")} == before
 
 
+class TestOnAMachineThatIsLentForAWhile:
+    def test_nothing_is_begun_once_the_time_is_up_and_the_same_command_goes_on(self, command):
+        status, out, _ = command("train", "--profile", "smoke", "--minutes", "0")
+        assert status == 0
+        assert "0 models trained, 0 were there already" in out
+        assert "2 are still missing" in out
+        status, out, _ = command("train", "--profile", "smoke", "--minutes", "9")
+        assert "2 models trained" in out
+        assert "missing" not in out
+
+    @pytest.mark.parametrize(("words", "models"), [(("--tasks", "histogram"), 0), (("--studies", "one"), 2)])
+    def test_some_studies_or_tasks_can_be_trained_alone(self, command, words, models):
+        status, out, _ = command("train", "--profile", "smoke", *words)
+        assert status == 0
+        assert f"{models} models trained, 0 were there already" in out
+
+    def test_a_study_that_is_not_there_is_refused(self, command):
+        status, _, err = command("train", "--profile", "smoke", "--studies", "two")
+        assert status == 2
+        assert "no study is called 'two'; at the profile smoke there are one" in one_sentence(err)
+
+    def test_only_what_is_new_is_packed(self, command, results, tmp_path):
+        shutil.copytree(results, tmp_path / "before")
+        more = arm("dense", "smoke", "add7", 3, steps=4, evaluate_every=2)
+        engine.run([more], studies.store("smoke"), quiet=True)
+        status, out, _ = command(
+            "export", str(tmp_path / "pack"), "--profile", "smoke", "--without", str(tmp_path / "before")
+        )
+        assert status == 0
+        assert "1 runs packed" in out
+
+
 @pytest.mark.usefixtures("results")
 def test_what_is_whole_is_said_to_be(command):
     status, out, err = command("verify", "--profile", "smoke")

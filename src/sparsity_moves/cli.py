@@ -17,7 +17,7 @@ from rich.table import Table
 from sparsity_moves import studies
 from sparsity_moves.cli_looks import Language, Usage
 from sparsity_moves.errors import UserError
-from sparsity_moves.names import EngineName, LooksName, Moment, Profile, results_folder
+from sparsity_moves.names import EngineName, LooksName, Moment, Profile, TaskName, results_folder
 from sparsity_moves.store import Store, export
 from sparsity_moves.store.looks import LOOKS
 from sparsity_moves.store.tables import EVERY
@@ -42,10 +42,24 @@ class Train:
     paper profile those of a few runs."""
     measured: bool = False
     """Train runs again that lack measures and were stored without their parameters."""
+    studies: tuple[str, ...] = ()
+    """Of these alone, by the names that `status` lists; of all unless given."""
+    tasks: tuple[TaskName, ...] = ()
+    """Of these alone."""
+    minutes: float | None = None
+    """Begin nothing after so many; what is in training is finished. For a machine that is lent for a while."""
 
     def run(self) -> int:
         where = studies.store(self.profile)
-        specs = list(dict.fromkeys(spec for study in studies.every(self.profile) for spec in study.specs))
+        every = studies.every(self.profile)
+        if unknown := sorted(set(self.studies) - {study.name for study in every}):
+            known = ", ".join(study.name for study in every)
+            raise UserError(
+                f"no study is called '{unknown[0]}'; at the profile {self.profile} there are {known}"
+            )
+        chosen = [study for study in every if not self.studies or study.name in self.studies]
+        specs = list(dict.fromkeys(spec for study in chosen for spec in study.specs))
+        specs = [spec for spec in specs if not self.tasks or spec.task in self.tasks]
         trained = studies.engine.run(
             specs,
             where,
@@ -54,10 +68,16 @@ class Train:
             workers=self.workers,
             checkpoints=self.checkpoints,
             measured=self.measured,
+            minutes=self.minutes,
         )
+        missing = sum(not where.has(spec) for spec in specs)
         measured, left = studies.measuring.fill(specs, where, studies.engine.device_name())
-        studies.write_tables(self.profile)
-        print(f"{trained} models trained, {len(specs) - trained} were there already; tables in {where.root}")
+        if where.spec_ids():
+            studies.write_tables(self.profile)
+        there = len(specs) - trained - missing
+        print(f"{trained} models trained, {there} were there already; tables in {where.root}")
+        if missing:
+            print(f"{missing} are still missing: the time was up, and the same command goes on")
         if measured:
             print(
                 f"{measured} of those that were there lacked measures, and were measured from their parameters"
@@ -161,10 +181,13 @@ class Export:
     profile: Profile = "laptop"
     checkpoints: tuple[str, ...] = ()
     """Runs (spec_ids) whose parameters go with them."""
+    without: Path | None = None
+    """Another store, such as a copy from before: what it has is left out."""
 
     def run(self) -> int:
         where = studies.store(self.profile)
-        taken = export(where, where.spec_ids(), self.folder, self.checkpoints)
+        known = set() if self.without is None else set(Store(self.without).spec_ids())
+        taken = export(where, [i for i in where.spec_ids() if i not in known], self.folder, self.checkpoints)
         print(f"{len(taken.new)} runs packed in {self.folder}, {len(taken.there_already)} were there already")
         return 0
 

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 Profile = Literal["smoke", "laptop", "paper"]
 Moment = Literal["first_best", "grokked", "final"]
 MOMENTS: tuple[Moment, ...] = get_args(Moment)
+TaskName = Literal["add7", "modular_addition", "histogram"]
 EngineName = Literal["local", "ray"]
 LooksName = Literal["usage", "language"]
 """Runs of which looks over training are kept, and nothing else (`store.looks`)."""

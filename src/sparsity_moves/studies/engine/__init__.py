@@ -81,6 +81,7 @@ def run(
     moment: str | None = None,
     measured: bool = False,
     keep_every: float = KEEP_EVERY,
+    minutes: float | None = None,
     quiet: bool = False,
 ) -> int:
     """Train what is missing among `specs`; gives how many runs were trained.
@@ -97,6 +98,7 @@ def run(
             trained again.
         measured: whether a run that lacks measures, and parameters to measure it from, is trained again.
         keep_every: seconds between two states of a shard, from which it goes on if it is interrupted.
+        minutes: after so many no shard is begun; those in training are finished.
         quiet: no progress.
 
     Shows progress with the time left, unless quiet. Runs that another process is training are waited for, and
@@ -118,7 +120,8 @@ def run(
         place = start(engine, store, checkpoints, workers, address, keep_every)
         try:
             queue = shards(todo, stack or STACK[place.device])
-            return _run(queue, store, place, claims, moment, measured, quiet)
+            end = None if minutes is None else time.monotonic() + 60 * minutes
+            return _run(queue, store, place, claims, moment, measured, end, quiet)
         finally:
             place.close()
     finally:
@@ -132,15 +135,18 @@ def _run(
     claims: Claims,
     moment: str | None,
     measured: bool,
+    end: float | None,
     quiet: bool,
 ) -> int:
-    """Hand out shards until all are stored."""
+    """Hand out shards until all are stored, or the clock says `end`."""
     costs = [shard.cost for shard in queue]
     share = [0.0] * len(queue)
     waiting, flying = dict(enumerate(queue)), dict[int, Shard]()
     models, trained = sum(len(shard.specs) for shard in queue), 0
     with shown(quiet) as show:
         while waiting or flying:
+            if end is not None and time.monotonic() > end:
+                waiting.clear()
             for number, shard in list(waiting.items()):
                 if len(flying) >= engine.slots:
                     break
