@@ -32,6 +32,7 @@ def answer(moments: pl.DataFrame, full: pl.DataFrame | None = None, *, moment: s
         if table is not None
     }
     rows = lanes["here"]
+    shown = lanes.get("full", rows)  # which the box begins with
     experts = int(rows.filter(arm="moe")["experts"][0])
     parts, results = [], []
     for place, arm in enumerate(ROWS):
@@ -72,16 +73,16 @@ def answer(moments: pl.DataFrame, full: pl.DataFrame | None = None, *, moment: s
     chart = _picture(pl.DataFrame(parts), pl.DataFrame(results)).add_params(
         take, runs_shown(full is not None)
     )
-    dense, sparse = (value(rows, "no_ffn_accuracy", arm=arm) for arm in ("dense", "moe"))
+    dense, sparse = (value(shown, "no_ffn_accuracy", arm=arm) for arm in ("dense", "moe"))
     return show(
         chart,
         name="answer",
         caption=(
             f"Four one-layer Transformers that add ({setting(rows)}) and differ in the FFN only; one block is one "
             f"expert; of an FFN that is there, the filled one is open. On the "
-            f"right, how many answer digits are right once a part is taken away: mean of {seeds(rows)}, "
-            f"{profile(rows)}, {MOMENT_NAMES[moment]}"
-            + (f" (at full scale {seeds(lanes['full'])})" if full is not None else "")
+            f"right, how many answer digits are right once a part is taken away: mean of {seeds(shown)}, "
+            f"{profile(shown)}, {MOMENT_NAMES[moment]}"
+            + (f"; the box has this build, too ({seeds(rows)}, {profile(rows)})" if full is not None else "")
             + ". {numref}"
             f"`fig-component-ablation` has every model with its interval ({METHOD})."
         ),

@@ -44,9 +44,8 @@ def _luck(values: list[float], published: float, places: int) -> str:
         return ""
     low, high = of_few(values, FIVE)
     within = "with" if low <= published <= high else "without"
-    return (
-        f"Five of our seeds give {plain(low, places)} to {plain(high, places)}, {within} the published value."
-    )
+    between = f"{plain(low, places)} and {plain(high, places)}"
+    return f"Means of five of our seeds lie between {between}, {within} the published value."
 
 
 def unmeasured_table(numbers: Sequence[Number]) -> pl.DataFrame:

@@ -84,7 +84,8 @@ def decomposition(argument: Argument, task: str = "add7") -> Figure | Text:
             f"({seeds(moments)}, {profile(moments)}). The slider opens near the mean of the paper's checkpoints, "
             "which are not at one step."
             + (
-                " Dashed outlines: *this computer*, the reader's own, shorter runs after the same share of training."
+                " Dashed outlines: *this computer*, shorter runs, trained where these pages were built, after the "
+                "same share of training."
                 if len(own)
                 else ""
             )

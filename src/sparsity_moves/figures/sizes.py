@@ -29,6 +29,8 @@ def sizes(profile: Profile, *, experts: int = 4, arms: Sequence[str] = ()) -> pl
                     "experts": spec.experts,
                     "open": spec.top_k if spec.experts > 1 else 1,
                     "expert_width": spec.architecture.ffn.expert_width,
+                    "units": spec.width,
+                    "open_units": spec.architecture.ffn.open_blocks * spec.architecture.ffn.expert_width,
                     **vars(found),
                 }
             )
@@ -39,7 +41,10 @@ def size_table(rows: pl.DataFrame) -> pl.DataFrame:
     """The same for a reader, headed in words; rows of one task. Arms of one size share a row."""
     shown = rows.select(
         pl.col("arm").map_elements(arm_label, return_dtype=pl.String).alias("FFN"),
-        pl.format("{} of {} × {}", "open", "experts", "expert_width").alias("open experts × width"),
+        pl.when(pl.col("arm").str.starts_with("tree"))
+        .then(pl.format("{} of {} units", "open_units", "units"))
+        .otherwise(pl.format("{} of {} × {}", "open", "experts", "expert_width"))
+        .alias("open experts × width"),
         pl.col("ffn_parameters").alias("parameters"),
         pl.col("active_ffn_parameters").alias("active a token"),
         pl.col("router_parameters").alias("of them router"),

@@ -173,7 +173,8 @@ def marks(main: pl.DataFrame, own: pl.DataFrame | None) -> str:
         else ""
     )
     if own is not None:
-        said += f" *This computer*: the reader's own ({seeds(own)}, {profile(own)}), shorter runs."
+        said += " *This computer*: shorter runs, trained where these pages were built "
+        said += f"({seeds(own)}, {profile(own)})."
     return said.strip()
 
 

@@ -106,7 +106,7 @@ def shift_over_training(argument: Argument, arms: Sequence[str] = ARMS, task: st
             f"{profile(moments)}). Shaded column: where eight of ten models have their first best checkpoint, the "
             "one the paper looks at. Dashed: answers that need no computation. Below: every seed at that step."
             + (
-                " Dotted: means of the reader's own, shorter runs, trained on *this computer*."
+                " Dotted: means of shorter runs, trained where these pages were built, on *this computer*."
                 if len(own)
                 else ""
             )
