@@ -54,10 +54,9 @@ def speed(device: str, found: dict[str, Any]) -> Figure | Text:
     base = alt.Chart(shown).transform_filter("datum.work == work_chosen")
     x = alt.X("active_percent:Q", title="Units open for a token (%)", scale=alt.Scale(type="log"))
     scale = alt.Scale(type="log")
+    legend = alt.Legend(title=None, orient="top")
     colour = alt.Color(
-        "kind:N",
-        scale=alt.Scale(domain=there, range=[KINDS[k] for k in there]),
-        legend=alt.Legend(title=None, orient="top"),
+        "kind:N", scale=alt.Scale(domain=there, range=[KINDS[k] for k in there]), legend=legend
     )
     tips = [
         "layer:N",
@@ -78,7 +77,7 @@ def speed(device: str, found: dict[str, Any]) -> Figure | Text:
             alt.Shape(
                 "kind:N",
                 scale=alt.Scale(domain=there, range=["circle", "diamond", "triangle-up"][: len(there)]),
-                legend=None,
+                legend=legend,
             ),
             tooltip=tips,
         ),
