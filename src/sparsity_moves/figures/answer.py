@@ -80,7 +80,9 @@ def answer(moments: pl.DataFrame, full: pl.DataFrame | None = None, *, moment: s
         caption=(
             f"Four one-layer Transformers that add ({setting(rows)}) and differ in the FFN only; one block is one "
             f"expert; of an FFN that is there, the filled one is open. On the "
-            f"right, how many answer digits are right once a part is taken away: mean of {seeds(shown)}, "
+            "right, how many answer digits are right once a part is taken away: "
+            + ("at full scale, " if full is not None else "")
+            + f"mean of {seeds(shown)}, "
             f"{profile(shown)}, {MOMENT_NAMES[moment]}"
             + (f"; the box has this build, too ({seeds(rows)}, {profile(rows)})" if full is not None else "")
             + ". {numref}"
