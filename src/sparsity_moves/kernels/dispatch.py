@@ -39,12 +39,20 @@ def padded(weight: Tensor, *by: int) -> Tensor:
 
 
 def dispatched_experts(
-    ffn: FeedForward, p: Parameters, name: str, x: Float[Tensor, "M N D"], routing: Routing
+    ffn: FeedForward,
+    p: Parameters,
+    name: str,
+    x: Float[Tensor, "M N D"],
+    routing: Routing,
+    added: bool = False,
 ) -> Float[Tensor, "M N D"]:
-    """The FFN's output from the open experts alone; equal to the masked form up to rounding.
+    """The FFN's output from the open experts alone, and x too where it is `added`; equal to the masked form up to
+    rounding.
 
     `routing` is of the N tokens, (M, B, R, E) with N = B·R.
     """
+    if added:
+        return x + dispatched_experts(ffn, p, name, x, routing)
     models, tokens, d_model = x.shape
     k, groups, shape = ffn.top_k, models * ffn.experts, (models, -1, ffn.experts, ffn.expert_width)
     gates, chosen = routing.gates.flatten(1, 2), routing.chosen.flatten(1, 2)
