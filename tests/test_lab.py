@@ -550,8 +550,12 @@ class TestInANotebook:
         assert steps == [25 * i for i in range(len(steps))]
         assert len(steps) > 4
         page.get_by_text("All numbers").click()
-        shown = page.locator(".lab-numbers tbody tr").last.locator("td").all_inner_texts()
-        last = widget.table.row(-1, named=True)
+        for _ in range(200):  # what the page said last may still be on its way here
+            shown = page.locator(".lab-numbers tbody tr").last.locator("td").all_inner_texts()
+            last = widget.table.row(-1, named=True)
+            if shown[0] == str(last["step"]):
+                break
+            page.wait_for_timeout(50)
         names = ("accuracy", "no_ffn_accuracy", "no_attention_accuracy", "exact_match")
         assert shown[0] == str(last["step"])
         assert shown[2:] == [f"{100 * last[name]:.1f}%" for name in names]
