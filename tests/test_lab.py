@@ -553,7 +553,7 @@ class TestInANotebook:
         for _ in range(200):  # what the page said last may still be on its way here
             shown = page.locator(".lab-numbers tbody tr").last.locator("td").all_inner_texts()
             last = widget.table.row(-1, named=True)
-            if shown[0] == str(last["step"]):
+            if shown and shown[0] == str(last["step"]):
                 break
             page.wait_for_timeout(50)
         names = ("accuracy", "no_ffn_accuracy", "no_attention_accuracy", "exact_match")
