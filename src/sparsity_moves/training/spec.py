@@ -61,8 +61,8 @@ class Spec:
     frozen: Frozen = "none"
     """A component that keeps its initial weights."""
     precision: Precision = "fp32"
-    """`tf32` lets a GPU round the factors of its products to ten bits of mantissa, in TF32 or in fp16 with a scale; on
-    a CPU it changes nothing."""
+    """`tf32` lets a GPU round the factors of its products to ten bits of mantissa (TF32, or fp16 with a scale); on a
+    CPU it changes nothing."""
     steps: int
     batch: int
     """Sequences a step, drawn with replacement from the pool; 0 is the whole pool, every step."""
