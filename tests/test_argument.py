@@ -72,7 +72,8 @@ def planted(share: dict[str, float] = SHARE, number: int = 6, profile: str = "pa
                 "parameters": 10,
                 "flops_per_token": 20,
             }
-            own |= {"active_parameters": 5, "accuracy": 1.0, "router_nmi": 0.3, "test_accuracy": 1.0}
+            own |= {"active_parameters": 5, "router_nmi": 0.3}
+            own |= dict.fromkeys(("accuracy", "exact_match", "test_accuracy"), 1.0)
             for moment, step in (("first_best", 200), ("final", 400)):
                 value = min(1.0, (left + 0.01 * place) * (2 if moment == "final" else 1))
                 same = dict.fromkeys(("no_ffn_accuracy", "mean_ffn_accuracy", "resample_ffn_accuracy"), value)
@@ -206,7 +207,7 @@ class TestFigures:
         some = Argument(planted(SHARE | {"dense_norm": 0.1, "moe_norm": 0.9}))
         rows = data(conditions.generality(some)).filter(moment="paper", seed=42)
         assert dict(rows.select("condition", "no_ffn_accuracy").iter_rows()) == pytest.approx(
-            {"as in the paper": 40.0, "with norm": 80.0}
+            {"as in the paper": 40.0, "SiLU": 40.0, "with norm": 80.0}
         )
         assert "2 layers" in conditions.unmeasured(some)
         assert "with norm" not in conditions.unmeasured(some)
@@ -229,9 +230,10 @@ class TestFigures:
         assert names >= {"dense", "dense_norm", "dense_dropout0.1", "dense_wd2", "moe_e16"}
 
     def test_conditions_name_each_setting_once(self) -> None:
-        words = [words for words, *_ in conditions.conditions()]
+        words, *arms = zip(*conditions.conditions(), strict=True)
         assert len(set(words)) == len(words)
-        assert "SiLU" not in words  # addition's own
+        again = [each for each, *names in zip(words, *arms, strict=True) if names == ["moe", "dense"]]
+        assert again == ["as in the paper", "SiLU"], "addition's own activation"
 
     def test_every_figure_draws_from_the_committed_tables_within_its_weight(self, real: Argument) -> None:
         figures = [
@@ -303,7 +305,16 @@ class TestSentences:
         assert "against MoE, no clear difference at height 3" in active
         assert "Tree, height 4" in missing
         listed = trees.differences_table(tell, "add7").source
-        assert len([line for line in listed.splitlines() if line.startswith("| Tree")]) == 4
+        forests = [line for line in listed.splitlines() if line.startswith("| Tree")]
+        assert len(forests) == 4
+        assert all(re.search(r"\| (\d+) of \1 \|", line) for line in forests), "all learned"
+        unlearned = rows.with_columns(
+            pl.when(arm="tree_height7").then(0.5).otherwise("exact_match").alias("exact_match")
+        )
+        few, _ = trees.course(Teller(Argument(Evidence(unlearned, main.settings, main.curves))), "add7")
+        assert few.count("fewer than half of the seeds learn the task") == 1
+        assert re.sub(r"<[^>]*>", "", few).splitlines()[0].endswith("learn the task at height 7.")
+        assert "learn the task" not in lines
         assert trees.course(tell, "histogram") == ["*No tree has been run at this scale on histogram yet.*"]
 
     def test_a_conclusion_stands_only_where_its_claim_holds(self, real: Argument) -> None:

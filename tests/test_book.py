@@ -7,6 +7,7 @@ Each check is a function that returns what is wrong; planted faults at the end s
 import fcntl
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -284,6 +285,13 @@ def test_links_within_the_book_lead_somewhere(html: Path) -> None:
 def test_pages_name_no_place_of_the_machine_that_built_them(html: Path) -> None:
     for path in [*html.glob("*.html"), *html.glob("_sources/*")]:
         assert str(ROOT) not in path.read_text(encoding="utf-8"), path.name
+
+
+def test_no_page_shows_an_empty_output(html: Path) -> None:
+    empty = re.compile(
+        r"<div class=\"output text_plain[^>]*>\s*<div class=\"highlight\"><pre><span></span>\s*</pre>"
+    )
+    assert not [path.name for path in html.glob("*.html") if empty.search(path.read_text(encoding="utf-8"))]
 
 
 def test_a_second_build_changes_nothing(html: Path) -> None:

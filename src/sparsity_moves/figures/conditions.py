@@ -24,7 +24,10 @@ CHECKPOINTS = {"paper": "the paper's checkpoint", "final": "the last step"}
 
 
 def conditions(task: str = "add7") -> Iterator[tuple[str, str, str]]:
-    """Each condition in words, with the names of its MoE and its dense arm; the paper's own first."""
+    """Each condition in words, with the names of its MoE and its dense arm; the paper's own first.
+
+    A task's own activation stands among the activations again, since another task has another.
+    """
     yield AS_IS, "moe", "dense"
     known = sweeps.known("paper", task)
     for family in VARIED:
@@ -33,7 +36,7 @@ def conditions(task: str = "add7") -> Iterator[tuple[str, str, str]]:
                 known.get(arm(name, "paper", task, 0, **settings), f"{name}_{suffix}")  # type: ignore[arg-type]
                 for name in ("moe", "dense")
             ]
-            if names[0] != "moe":  # at its own setting it is the first condition
+            if names[0] != "moe" or family == "activation":  # at its own setting it is the first condition
                 yield arm_label(f"moe_{suffix}").removeprefix("MoE, "), names[0], names[1]
 
 
@@ -113,7 +116,8 @@ def generality(argument: Argument) -> Figure | Text:
         ),
         name="generality",
         caption=(
-            "The shift with one setting changed, MoE minus dense of the same setting and seed. "
+            "The shift with one setting changed, MoE minus dense of the same setting and seed; a task's own "
+            "activation is the first row again. "
             + marks(dict(lanes)["main"], dict(lanes).get("own")).replace(
                 "One symbol a model", "One symbol a pair"
             )
@@ -135,7 +139,7 @@ def tasks_of(rows: pl.DataFrame) -> dict[str, str]:
 
 
 def _arms(task: str) -> list[str]:
-    return [name for _, *names in conditions(task) for name in names]
+    return list(dict.fromkeys(name for _, *names in conditions(task) for name in names))
 
 
 def every_task(argument: Argument, arms: Callable[[str], list[str]]) -> list[tuple[str, pl.DataFrame]]:

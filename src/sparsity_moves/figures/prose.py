@@ -24,7 +24,8 @@ class Text:
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
         shown = self.source if DATA_DIR in os.environ else plain(self.source)
-        return {"text/plain": plain(self.source), "text/markdown": shown}
+        # an empty output would fall back to an empty box of plain text: a comment shows nothing
+        return {"text/plain": plain(self.source), "text/markdown": shown or "<!-- nothing to say -->"}
 
 
 def say(*paragraphs: str) -> Text:

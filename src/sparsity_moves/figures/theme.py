@@ -56,6 +56,7 @@ _SUFFIXES = {
     "gelu": "GELU",
     "silu": "SiLU",
     "linear": "no nonlinearity",
+    "fp32": "products in fp32",
     "held_out": "carries held out",
     "attention_frozen": "attention never trained",
     "ffn_frozen": "FFN never trained",
