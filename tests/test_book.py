@@ -12,7 +12,8 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from html.parser import HTMLParser
@@ -338,6 +339,42 @@ def test_a_chapter_that_raises_stops_the_build_with_its_sentence(tmp_path: Path)
     page = "# One\n\n```{code-cell}\nraise ValueError('three experts')\n```\n"
     with pytest.raises(UserError, match=r"^index\.md, code cell 1: ValueError: three experts$"):
         site.build(small_book(tmp_path, page), profile="smoke")
+
+
+def test_a_build_that_is_killed_leaves_no_kernel_behind(tmp_path: Path) -> None:
+    running = tmp_path / "running"
+    page = (
+        "# One\n\n```{code-cell}\nimport os, pathlib, time\n"
+        f"pathlib.Path({str(running)!r}).write_text(str(os.getpid()))\ntime.sleep(300)\n```\n"
+    )
+    build_it = (
+        "import sys\nfrom pathlib import Path\nfrom sparsity_moves.publishing import site\n"
+        "if __name__ == '__main__':\n    site.build(Path(sys.argv[1]), profile='smoke')\n"
+    )
+    (tmp_path / "build.py").write_text(build_it)
+    root = small_book(tmp_path / "root", page)
+    with subprocess.Popen([sys.executable, tmp_path / "build.py", root]) as building:
+        assert within(60, lambda: running.exists() and running.read_text() != "")
+        kernel = int(running.read_text())
+        assert alive(kernel)
+        building.kill()
+    assert within(15, lambda: not alive(kernel))
+
+
+def within(seconds: float, so: Callable[[], bool]) -> bool:
+    """Whether something becomes so in that time."""
+    end = time.monotonic() + seconds
+    while not so() and time.monotonic() < end:
+        time.sleep(0.1)
+    return so()
+
+
+def alive(process: int) -> bool:
+    """Whether it runs: one that has ended and that nobody has asked about does not."""
+    try:
+        return ") Z " not in Path(f"/proc/{process}/stat").read_text()
+    except FileNotFoundError:
+        return False
 
 
 def test_an_unknown_chapter_is_refused(tmp_path: Path) -> None:

@@ -186,7 +186,9 @@ def differences_table(tell: Teller, task: TaskName) -> Text:
 def _learned(tell: Teller, task: TaskName, arms: list[str]) -> dict[str, tuple[int, int]]:
     """How many seeds of each arm learned the task, of how many."""
     rows = with_convergence(tell.argument.moments(task, arms)).filter(moment="final")
-    return {arm: (seeds.sum(), len(seeds)) for arm in arms if len(seeds := rows.filter(arm=arm)["converged"])}
+    return {
+        arm: (int(seeds.sum()), len(seeds)) for arm in arms if len(seeds := rows.filter(arm=arm)["converged"])
+    }
 
 
 def course(tell: Teller, task: TaskName) -> list[str]:

@@ -20,6 +20,8 @@ from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
+from sparsity_moves.processes import end_with
+
 HEAVY = ["ipykernel.kernelapp", "torch", "scipy.stats", "altair"]
 
 
@@ -39,7 +41,7 @@ class _Forked(LocalProvisioner):
         context = get_context("forkserver")
         context.set_forkserver_preload(HEAVY)
         process = context.Process(
-            target=_kernel, args=(arguments, environment, str(kwargs.get("cwd") or Path.cwd()))
+            target=_kernel, args=(arguments, environment, str(kwargs.get("cwd") or Path.cwd()), os.getpid())
         )
         process.start()
         self.process = _Popen(process)  # type: ignore[assignment]
@@ -68,14 +70,14 @@ class _Popen:
             os.kill(self._process.pid, number)
 
 
-def _kernel(arguments: Sequence[str], environment: Mapping[str, str], folder: str) -> None:
+def _kernel(arguments: Sequence[str], environment: Mapping[str, str], folder: str, asker: int) -> None:
     """What a forked process does: become a kernel, in a session of its own as others are."""
     from ipykernel.kernelapp import IPKernelApp
 
     os.setsid()
     os.environ.clear()
-    # a kernel ends with its parent, which here is the server; that ends with whoever asked for the kernel
-    os.environ.update(environment, JPY_PARENT_PID=str(os.getppid()))
+    os.environ.update(environment)
+    end_with(asker)  # the server, its parent, goes on as long as a kernel does
     os.chdir(folder)
     sys.argv = ["ipykernel_launcher", *arguments]
     IPKernelApp.launch_instance(list(arguments))

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from sparsity_moves.errors import UserError
+from sparsity_moves.processes import end_with
 from sparsity_moves.publishing import assets, fingerprint, notebooks
 
 BIBLIOGRAPHY = "bibliography"
@@ -165,7 +166,8 @@ def _run_all(book: Book, pages: list[Page], jobs: int, progress: Progress, task:
     if not waiting:
         return
     context = get_context("spawn")  # the kernel's zmq threads do not survive a fork
-    with ProcessPoolExecutor(min(jobs, len(waiting)), mp_context=context) as pool:
+    workers = min(jobs, len(waiting))
+    with ProcessPoolExecutor(workers, context, initializer=end_with, initargs=(os.getpid(),)) as pool:
         running = [pool.submit(notebooks.execute, **_run(book, page)) for page in waiting]
         try:
             for done in as_completed(running):

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
-import time
 from collections.abc import Collection
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -18,6 +16,7 @@ from queue import Empty
 from typing import Any
 
 from sparsity_moves.errors import UserError
+from sparsity_moves.processes import end_with
 from sparsity_moves.store import Store
 from sparsity_moves.studies.engine.planning import Shard
 from sparsity_moves.studies.engine.worker import cores, prepare, train_and_store
@@ -31,13 +30,7 @@ def _begin(heard: Any, parent: int) -> None:
     _heard = heard
     prepare()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with(parent)
 
 
 def _work(
