@@ -222,7 +222,12 @@ class TestAgreement:
 
     def told(self, path: Path, difference: list[float]) -> str:
         found = {"lab": [0.2, 0.4], "python": [0.1, 0.3], "difference": difference}
-        told = {"seeds": 2, "level": 0.975, "no_ffn_accuracy": {"dense": found}}
+        told = {
+            "seeds": 2,
+            "level": 0.975,
+            "no_ffn_accuracy": {"dense": found},
+            "lab_exact_match": {"dense": [0.1, 1.0]},
+        }
         path.write_text(json.dumps(told), encoding="utf-8")
         return agreement.agreement()
 
@@ -238,12 +243,15 @@ class TestAgreement:
         assert ">30.0" in same
         assert ">20.0" in same
         assert "they differ" in apart
+        assert "dense: 1 of 2" in same
 
     def test_the_committed_table_has_the_seeds_it_was_asked_for(self) -> None:
         path = Path(__file__).parents[1] / "benchmarks" / "results" / "lab_agreement.json"
         told = json.loads(path.read_text(encoding="utf-8"))
-        for found in told["no_ffn_accuracy"].values():
-            assert len(found["lab"]) == len(found["python"]) == told["seeds"] >= 20
+        for setting, found in told["no_ffn_accuracy"].items():
+            lengths = {len(found["lab"]), len(found["python"]), len(told["lab_exact_match"][setting])}
+            assert lengths == {told["seeds"]}
+        assert told["seeds"] >= 20
 
 
 class TestSweep:

@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from sparsity_moves.figures.claim_words import signed
 from sparsity_moves.figures.prose import mean
 from sparsity_moves.figures.summary import summary
 from sparsity_moves.names import checkout
 
+LEARNED = 0.99  # of all inputs every answer right
 WHO = {"lab": "the lab's trainer", "python": "the book's trainer"}
 
 
@@ -17,7 +19,7 @@ def benchmark() -> Path:
 
 
 def agreement() -> str:
-    """What both trainers' models keep without the FFN, setting by setting, and whether the two differ."""
+    """What both trainers' models keep without the FFN, whether they differ, and how many learned, by setting."""
     if not benchmark().exists():
         return "Whether both find the same is not measured yet: `python benchmarks/lab_agreement.py` does it."
     told = json.loads(benchmark().read_text(encoding="utf-8"))
@@ -32,5 +34,17 @@ def agreement() -> str:
         )
     return (
         f"Do the two trainers find the same? Right without the FFN at the last step, over {told['seeds']} seeds each "
-        "(`python benchmarks/lab_agreement.py`):\n\n" + "\n".join(lines)
+        "(`python benchmarks/lab_agreement.py`):\n\n" + "\n".join(lines) + "\n\n" + _learned(told)
+    )
+
+
+def _learned(told: dict[str, Any]) -> str:
+    """How many seeds learned in the lab, setting by setting."""
+    counts = [
+        f"{setting}: {sum(exact >= LEARNED for exact in runs)} of {len(runs)}"
+        for setting, runs in told["lab_exact_match"].items()
+    ]
+    return (
+        "How many seeds learn in the time that the lab gives them, that is, are right on at least "
+        f"{LEARNED:.0%} of all inputs at the last step? {', '.join(counts)}."
     )

@@ -6,7 +6,7 @@ from functools import cached_property
 
 from sparsity_moves.figures.claim_words import UNITS, digits, draws_words, signed
 from sparsity_moves.figures.prose import hover, listed, percent
-from sparsity_moves.figures.summary import summary
+from sparsity_moves.figures.summary import summary, with_convergence
 from sparsity_moves.figures.theme import arm_label
 from sparsity_moves.figures.words import MOMENT_NAMES, TASK_NAMES, task_of
 from sparsity_moves.studies.argument import Argument
@@ -93,6 +93,11 @@ class Teller:
             f"{found.n} pairs, {found.positive} above zero{effect}; "
             f"runs: {self._runs(task, [arm, against], moment, since)}",
         )
+
+    def learned(self, task: str, arm: str) -> tuple[int, int]:
+        """How many seeds have learned the task by the last step (`summary.criterion`), of how many."""
+        seeds = with_convergence(self.argument.moments(task, [arm])).filter(moment="final")["converged"]
+        return int(seeds.sum()), len(seeds)
 
     def verdict(self, claim: str) -> str:
         """A claim's verdict, which leads to the scoreboard: "reproduced"."""

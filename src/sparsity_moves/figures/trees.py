@@ -7,7 +7,7 @@ from sparsity_moves.figures.book_renderer import Figure, show
 from sparsity_moves.figures.looks import sure
 from sparsity_moves.figures.prose import Text, listed, table
 from sparsity_moves.figures.strips import MOMENTS, checkpoint, marks, nothing_yet
-from sparsity_moves.figures.summary import criterion, summaries, with_convergence
+from sparsity_moves.figures.summary import criterion, summaries
 from sparsity_moves.figures.theme import arm_colours, arm_label, arm_shapes
 from sparsity_moves.figures.told import Teller
 from sparsity_moves.figures.words import TASK_NAMES
@@ -159,11 +159,10 @@ def differences_table(tell: Teller, task: TaskName) -> Text:
     """How many seeds of every forest learned the task, its accuracy, whole and without the FFN, and what the latter
     is over the others'."""
     arms = forests(tell, task)
-    learned = _learned(tell, task, arms)
     rows = [
         {
             "FFN": f"{arm_label(kind_of(arm))}, height {height(arm)}",
-            "learned": "{} of {}".format(*learned[arm]),
+            "learned": "{} of {}".format(*tell.learned(task, arm)),
             "accuracy": tell.mean(task, arm, "accuracy", "final"),
             "without the FFN": tell.mean(task, arm, moment="final"),
             **{
@@ -183,18 +182,9 @@ def differences_table(tell: Teller, task: TaskName) -> Text:
     )
 
 
-def _learned(tell: Teller, task: TaskName, arms: list[str]) -> dict[str, tuple[int, int]]:
-    """How many seeds of each arm learned the task, of how many."""
-    rows = with_convergence(tell.argument.moments(task, arms)).filter(moment="final")
-    return {
-        arm: (int(seeds.sum()), len(seeds)) for arm in arms if len(seeds := rows.filter(arm=arm)["converged"])
-    }
-
-
 def course(tell: Teller, task: TaskName) -> list[str]:
     """Whether higher trees leave more to attention, and which more than a dense layer or an MoE; what is missing."""
     there, said = forests(tell, task), []
-    learned = _learned(tell, task, there)
     if not there:
         return [f"*No tree has been run at this scale on {TASK_NAMES[task]} yet.*"]
     for kind in (kind for kind in TREES if kind in {kind_of(arm) for arm in there}):
@@ -218,7 +208,8 @@ def course(tell: Teller, task: TaskName) -> list[str]:
                 if (at := [str(h) for h, sign in signs.items() if sign == side])
             ]
             parts.append(f"against {arm_label(other)}, {', '.join(sides)}")
-        if few := [str(h) for h in own if 2 * learned[label(kind, h)][0] < learned[label(kind, h)][1]]:
+        learned = {h: tell.learned(task, label(kind, h)) for h in own}
+        if few := [str(h) for h, (those, of) in learned.items() if 2 * those < of]:
             parts.append(f"fewer than half of the seeds learn the task at height {listed(few)}")
         said.append(f"- {arm_label(kind)}: {'; '.join(parts)}.")
     return ["\n".join(said), tell.missing(task, [arm for arm in ARMS[task] if kind_of(arm) in TREES])]
