@@ -43,6 +43,9 @@ CHANGES: dict[TaskName, dict[str, Any]] = {
 Its rate rises first: attention settles on a token within the first ten steps, and if these are large, it stays with
 some seeds on a wrong one.
 """
+MANY = 8
+MANY_CHANGES: dict[str, Any] = {"learning_rate": 4e-3, "warm_up": 200, "decay": 1_200, "steps": 2_400}
+"""What more changes in add-7 with more than MANY experts, of which a quarter of the seeds need longer."""
 
 
 def defaults(task: TaskName = "add7") -> Setting:
@@ -81,6 +84,8 @@ def spec_of(setting: Setting) -> Spec:
         else ("glu" if s["ffn"] != "mlp" else "dense")
     )
     own: dict[str, Any] = dict(CHANGES[task]) | {"weight_decay": float(s["weight_decay"])}  # type: ignore[index]
+    if task == "add7" and experts > MANY:
+        own |= MANY_CHANGES
     if s["ffn"] == "bilinear":
         own["activation"] = "none"
     if experts > 1:
@@ -98,6 +103,10 @@ def _spec_of_trees(s: Setting) -> Spec:
     return arm(name, "laptop", s["task"], seed, experts=1, width=width, tree_depth=depth, **own)  # type: ignore[arg-type]
 
 
+def _schedule(spec: Spec) -> dict[str, Any]:
+    return {"steps": spec.steps, "rate": spec.learning_rate, "rise": spec.warm_up, "fall": spec.decay}
+
+
 def page_config() -> dict[str, Any]:
     """All that the page must know: the controls, and for each task its sizes, its run and its chance lines."""
     tasks = {}
@@ -105,7 +114,7 @@ def page_config() -> dict[str, Any]:
         if control["name"] != "task":
             continue
         for name in control["values"]:
-            spec = spec_of({"task": name})
+            spec, many = (spec_of({"task": name, "experts": experts}) for experts in (1, 16))
             task = spec.task_object
             tasks[name] = {
                 "sizes": {
@@ -125,10 +134,9 @@ def page_config() -> dict[str, Any]:
                 "heads": spec.heads,
                 "activation": spec.activation,
                 "batch": spec.batch,
-                "steps": spec.steps,
-                "rate": spec.learning_rate,
-                "rise": spec.warm_up,
-                "fall": spec.decay,
+                **_schedule(spec),
+                "many": MANY,
+                "ofMany": _schedule(many),
                 "beta1": spec.beta1,
                 "beta2": spec.beta2,
                 "clip": spec.clip,

@@ -46,6 +46,7 @@ export function runOf(setting) {
   const activation = setting.ffn === "bilinear" ? "none" : task.activation;
   return {
     ...task,
+    ...(experts > task.many ? task.ofMany : {}),
     width,
     experts,
     topK: !several || hashed ? 1 : Math.min(setting.top_k, experts),
