@@ -166,9 +166,9 @@ def differences_table(tell: Teller, task: TaskName) -> Text:
             "accuracy": tell.mean(task, arm, "accuracy", "final"),
             "without the FFN": tell.mean(task, arm, moment="final"),
             **{
-                f"over {other}": tell.difference(task, arm, other, moment="final").replace(
-                    "points (95\u00a0% CI ", "("
-                )
+                f"over {other}": tell.difference(task, arm, other, moment="final")
+                .replace(" points (95\u00a0% CI ", "<br>(")  # in two lines, each unbroken
+                .replace(" to ", "\u00a0to\u00a0")
                 for other in ("dense", "moe")
             },
         }
