@@ -307,7 +307,7 @@ class TestSentences:
         listed = trees.differences_table(tell, "add7").source
         forests = [line for line in listed.splitlines() if line.startswith("| Tree")]
         assert len(forests) == 4
-        assert all(re.search(r"\| (\d+) of \1 \|", line) for line in forests), "all learned"
+        assert all(re.search(r"<br>(\d+) of \1 \|", line) for line in forests), "all learned"
         unlearned = rows.with_columns(
             pl.when(arm="tree_height7").then(0.5).otherwise("exact_match").alias("exact_match")
         )

@@ -282,19 +282,16 @@ def test_node_computes_the_same_bits() -> None:
     assert host.evaluate()[0] == accuracy
 
 
-@pytest.mark.parametrize(("experts", "seed"), [(2, 4), (4, 5), (8, 5), (16, 8)])
+@pytest.mark.parametrize(("experts", "seed"), [(4, 5), (8, 5), (16, 5), (16, 8)])
 def test_experts_learn_where_a_rate_without_a_rise_is_stuck(experts: int, seed: int) -> None:
-    """Seeds whose attention settles on a wrong token within the first steps, unless these are small.
-
-    Stuck, a tenth of the answers are right and it stays so.
-    """
+    """Seeds whose attention settles on a wrong token within the first steps, unless these are small."""
     host = Host(lab_spec_of({"experts": experts, "seed": seed}))
     host.call("initialise", seed)
     for done in range(host.spec.steps):
         host.step(host.spec.rate(done))
-        if done % 100 == 99 and host.evaluate()[1] >= 0.95:
+        if done % 100 == 99 and host.evaluate()[1] >= 0.99:
             return
-    assert host.evaluate()[1] >= 0.95
+    assert host.evaluate()[1] >= 0.99
 
 
 # The generator and the samplers a second time, as the tests' own words.

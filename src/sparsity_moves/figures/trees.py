@@ -156,23 +156,21 @@ def forests(tell: Teller, task: TaskName) -> list[str]:
 
 
 def differences_table(tell: Teller, task: TaskName) -> Text:
-    """How many seeds of every forest learned the task, its accuracy, whole and without the FFN, and what the latter
-    is over the others'."""
-    arms = forests(tell, task)
+    """Every forest's accuracy, seeds that learned, accuracy without the FFN, and how far that is over others'."""
     rows = [
         {
             "FFN": f"{arm_label(kind_of(arm))}, height {height(arm)}",
-            "learned": "{} of {}".format(*tell.learned(task, arm)),
-            "accuracy": tell.mean(task, arm, "accuracy", "final"),
+            "accuracy, learned": tell.mean(task, arm, "accuracy", "final")
+            + "<br>{} of {}".format(*tell.learned(task, arm)),
             "without the FFN": tell.mean(task, arm, moment="final"),
             **{
                 f"over {other}": tell.difference(task, arm, other, moment="final")
                 .replace(" points (95\u00a0% CI ", "<br>(")  # in two lines, each unbroken
                 .replace(" to ", "\u00a0to\u00a0")
-                for other in ("dense", "moe")
+                for other in ("dense", "narrow", "moe")
             },
         }
-        for arm in arms
+        for arm in forests(tell, task)
     ]
     return table(
         pl.DataFrame(rows).rename({"over moe": "over MoE"}),

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from collections.abc import Collection
 from contextlib import nullcontext
 from multiprocessing import get_context
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 
 from sparsity_moves.errors import UserError
+from sparsity_moves.processes import end_with
 from sparsity_moves.store import Store
 from sparsity_moves.studies.engine.planning import Shard
 from sparsity_moves.studies.engine.worker import prepare, train_and_store
@@ -47,11 +47,10 @@ def _serve(gpu: str, tasks: Any, heard: Any, parent: int, at_once: int) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     prepare()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
+    end_with(parent)
     for _ in range(at_once):
         threading.Thread(target=_take, args=(tasks, heard), daemon=True).start()
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
+    threading.Event().wait()
 
 
 def _take(tasks: Any, heard: Any) -> None:

@@ -45,7 +45,7 @@ some seeds on a wrong one.
 """
 MANY = 8
 MANY_CHANGES: dict[str, Any] = {"learning_rate": 4e-3, "warm_up": 200, "decay": 1_200, "steps": 2_400}
-"""What more changes in add-7 with more than MANY experts, of which a quarter of the seeds need longer."""
+"""What more changes in add-7 with more than MANY experts, where the shorter run leaves some seeds stuck."""
 
 
 def defaults(task: TaskName = "add7") -> Setting:
