@@ -278,6 +278,7 @@ class TestItAnswersAtOnce:
         page.wait_for_timeout(700)
         if meanwhile:
             page.evaluate(meanwhile)
+            page.wait_for_timeout(200)  # a task still open when the trace ends has no length in it
         events = json.loads(browser.stop_tracing())["traceEvents"]
         mains = {
             (e["pid"], e["tid"])
@@ -298,7 +299,8 @@ class TestItAnswersAtOnce:
         busy = """() => new Promise((done) => setTimeout(() => {
             let x = 1; for (let i = 0; i < 4e8; i++) x = (Math.imul(x, 1103515245) + 12345) | 0;
             done(x); }))"""
-        assert self.longest_task(opened, busy) > TASK
+        # Thrice, as above: a sandbox that counts a thread's time in ticks can miss most of them.
+        assert any(self.longest_task(opened, busy) > TASK for _ in range(3))
 
     def test_play_pause_step_reset(self, opened: Opened) -> None:
         page = opened()
