@@ -325,10 +325,12 @@ class TestSentences:
 
     def test_every_number_is_judged_listed_apart_or_listed_as_missing(self, real: Argument) -> None:
         numbers = real.board.numbers
-        apart_rows, missing = apart.apart_table(numbers), apart.unmeasured_table(numbers)
+        (apart_rows, reasons), missing = apart.apart_table(numbers), apart.unmeasured_table(numbers)
         good = sum(number.verdict() == "reproduced" for number in numbers)
         assert good + len(apart_rows) + missing["numbers"].sum() == len(numbers)
-        assert all(apart_rows["why"])
+        assert all(why or five for why, five in apart_rows.select("why", "five of ours").iter_rows())
+        letters = apart_rows["why"].unique().to_list()
+        assert sorted(filter(None, letters)) == [line[4] for line in apart.reasons_list(reasons).splitlines()]
 
 
 @pytest.fixture(scope="module")

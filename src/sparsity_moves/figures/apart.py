@@ -1,23 +1,27 @@
 """Where ours and the published numbers differ, and which of those are not measured yet: two tables."""
 
 from collections.abc import Sequence
+from string import ascii_lowercase
 
 import polars as pl
 
-from sparsity_moves.figures.claim_words import MEASURES, digits, mean_words, number_words, plain, signed
+from sparsity_moves.figures.claim_words import MEASURES, digits, mean_words, number_words, plain
 from sparsity_moves.figures.prose import hover
 from sparsity_moves.studies.statistics import interval, of_few
 from sparsity_moves.studies.verdicts import FAILED, FEWEST, FIVE, PARTLY, UNDECIDED, UNMEASURED, Number
 
 
-def apart_table(numbers: Sequence[Number]) -> pl.DataFrame:
-    """Numbers whose interval is not wholly within the margin: by how much ours lie apart, and why they may."""
+def apart_table(numbers: Sequence[Number]) -> tuple[pl.DataFrame, list[str]]:
+    """Numbers whose interval is not wholly within the margin: ours beside them, and why they may differ.
+
+    The reasons are returned beside the table, whose column `why` has the letter of each.
+    """
+    apart = [number for number in numbers if number.verdict() in (FAILED, PARTLY, UNDECIDED)]
+    reasons = list(dict.fromkeys(number.claim.apart for number in apart if number.claim.apart))
     rows = []
-    for number in numbers:
-        verdict, row = number.verdict(), number.row
-        if verdict not in (FAILED, PARTLY, UNDECIDED):
-            continue
-        values, places = [*number.values.values()], digits(row["unit"])
+    for number in apart:
+        row, values, places = number.row, [*number.values.values()], digits(number.row["unit"])
+        between, within = _luck(values, row["value"], places)
         rows.append(
             {
                 "number": number_words(row),
@@ -25,27 +29,41 @@ def apart_table(numbers: Sequence[Number]) -> pl.DataFrame:
                     f"{row['value']:.{places}f}", f"{row['source_text']}, margin ± {number.margin:g}"
                 ),
                 "ours": hover(
-                    mean_words(values, places, interval), f"n = {len(values)} seeds, at {number.moment}"
+                    _unbroken(mean_words(values, places, interval)),
+                    f"n = {len(values)} seeds, at {number.moment}",
                 ),
-                "ours − published": signed(sum(values) / len(values) - row["value"], places),
-                "verdict": verdict,
-                "why": " ".join(filter(None, [_luck(values, row["value"], places), number.claim.apart])),
+                "verdict": number.verdict(),
+                "five of ours": between,
+                "hold it": within,
+                "why": ascii_lowercase[reasons.index(number.claim.apart)] if number.claim.apart else "",
             }
         )
-    names = ("number", "published", "ours", "ours − published", "verdict", "why")
-    return pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String))
+    names = ("number", "published", "ours", "verdict", "five of ours", "hold it", "why")
+    return pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String)), reasons
 
 
-def _luck(values: list[float], published: float, places: int) -> str:
-    """Whether five of our seeds would give the published value."""
+def reasons_list(reasons: Sequence[str]) -> str:
+    """What the letters of the table say."""
+    return "\n".join(
+        f"- **{letter}**: {reason}" for letter, reason in zip(ascii_lowercase, reasons, strict=False)
+    )
+
+
+def _luck(values: list[float], published: float, places: int) -> tuple[str, str]:
+    """Between what the means of five of our seeds lie, and whether the published value does too."""
     if len(values) < FEWEST:
-        return "One seed has no interval."
+        return "one seed", ""
     if len(values) <= FIVE:
-        return ""
+        return "", ""
     low, high = of_few(values, FIVE)
-    within = "with" if low <= published <= high else "without"
-    between = f"{plain(low, places)} and {plain(high, places)}"
-    return f"Means of five of our seeds lie between {between}, {within} the published value."
+    return _unbroken(
+        f"{plain(low, places)} to {plain(high, places)}"
+    ), "yes" if low <= published <= high else "no"
+
+
+def _unbroken(words: str) -> str:
+    """Words that a narrow column breaks before a bracket only."""
+    return words.replace(" ", "\u00a0").replace("\u00a0(", " (")
 
 
 def unmeasured_table(numbers: Sequence[Number]) -> pl.DataFrame:
