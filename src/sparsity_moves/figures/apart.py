@@ -56,9 +56,8 @@ def _luck(values: list[float], published: float, places: int) -> tuple[str, str]
     if len(values) <= FIVE:
         return "", ""
     low, high = of_few(values, FIVE)
-    return _unbroken(
-        f"{plain(low, places)} to {plain(high, places)}"
-    ), "yes" if low <= published <= high else "no"
+    within = "yes" if low <= published <= high else "no"
+    return f"{plain(low, places)} to {plain(high, places)}", within
 
 
 def _unbroken(words: str) -> str:
