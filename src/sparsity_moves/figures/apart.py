@@ -29,7 +29,7 @@ def apart_table(numbers: Sequence[Number]) -> tuple[pl.DataFrame, list[str]]:
                     f"{row['value']:.{places}f}", f"{row['source_text']}, margin ± {number.margin:g}"
                 ),
                 "ours": hover(
-                    _unbroken(mean_words(values, places, interval)),
+                    mean_words(values, places, interval).replace(" to ", "\u00a0to\u00a0"),
                     f"n = {len(values)} seeds, at {number.moment}",
                 ),
                 "verdict": number.verdict(),
@@ -58,11 +58,6 @@ def _luck(values: list[float], published: float, places: int) -> tuple[str, str]
     low, high = of_few(values, FIVE)
     within = "yes" if low <= published <= high else "no"
     return f"{plain(low, places)} to {plain(high, places)}", within
-
-
-def _unbroken(words: str) -> str:
-    """Words that a narrow column breaks before a bracket only."""
-    return words.replace(" ", "\u00a0").replace("\u00a0(", " (")
 
 
 def unmeasured_table(numbers: Sequence[Number]) -> pl.DataFrame:
