@@ -384,7 +384,7 @@ class Opened:
 
     def _page(self, home: str, **options: Any) -> Page:
         page = self.browser.new_page(**{"viewport": {"width": 1000, "height": 900}, **options})
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(120_000)
         self.pages.append(page)
         page.on(
             "request", lambda r: r.url.startswith((home, "blob:", "data:")) or self.elsewhere.append(r.url)

@@ -200,3 +200,29 @@ class TestTrees:
         row = line(name, ffn, 1.0, 1.0, 0.5, error, torch.float32)
         row |= {"device": "cpu", "tokens": 50, "what": "forward", "eager": None, "off": error}
         assert "OUTPUT DIFFERS by 1.0e-03" in table([row])
+
+
+class TestTheLab:
+    """`lab_speed`: what it waits for and sees in the page is tested in `test_lab.py`."""
+
+    RECORD: ClassVar = {
+        "experts": {"4": {"learned": [12.0, 9.0]}, "8": {"learned": [30.0, 10.5]}},
+        "page": {"answer": [0.7, 0.4], "longest task": [0.13, 0.12]},
+    }
+
+    def test_a_goal_is_missed_when_no_round_reached_it(self) -> None:
+        from lab_speed import missed
+
+        assert missed(self.RECORD) == [
+            "8 experts, 99 %: 10.50 s, where 10.0 s is the goal",
+            "longest task: 0.12 s, where 0.1 s is the goal",
+        ]
+
+    def test_the_committed_table_was_measured_in_several_rounds_and_reached_every_goal(self) -> None:
+        from lab_speed import EXPERTS, RESULT, missed
+
+        record = json.loads(RESULT.read_text(encoding="utf-8"))
+        assert set(record["experts"]) == {str(n) for n in EXPERTS}
+        assert record["about"]["rounds"] >= 3
+        assert all(len(v) == record["about"]["rounds"] for v in record["experts"]["8"].values())
+        assert missed(record) == []

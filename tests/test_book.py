@@ -89,7 +89,7 @@ class Visit:
     complaints: list[str] = field(default_factory=list)
 
     def settle(self) -> "Visit":
-        self.page.wait_for_function(DRAWN, timeout=20_000)
+        self.page.wait_for_function(DRAWN, timeout=120_000)
         self.page.wait_for_timeout(100)
         return self
 
