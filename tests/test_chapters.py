@@ -245,6 +245,22 @@ class TestAgreement:
         assert "they differ" in apart
         assert "dense: 1 of 2" in same
 
+    def test_speed_is_told_as_medians_and_ranges_or_as_not_measured(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "lab_speed.json"
+        monkeypatch.setattr(agreement, "benchmark", lambda name: tmp_path / f"{name}.json")
+        assert "not been measured yet" in agreement.speed()
+        row = {"learned": [3.0, 1.0, 2.0], "done": [4.0] * 3}
+        row |= {"steps a second": [10.0, 30.0, 80.0], "plain steps a second": [10.0, 20.0, 20.0]}
+        page = {"answer": [0.2, 0.1, 0.3], "longest task": [0.015] * 3}
+        about = {"cores": 2, "chromium": "9.1", "rounds": 3}
+        path.write_text(json.dumps({"about": about, "experts": {"4": row}, "page": page}), encoding="utf-8")
+        said = agreement.speed()
+        assert "| 4 | 2.0 (1.0 to 3.0) | 4.0 | 1.5 (1.0 to 4.0) |" in said
+        assert "after 200 (100 to 300) ms" in said
+        assert "thread is 15 ms" in said
+
     def test_the_committed_table_has_the_seeds_it_was_asked_for(self) -> None:
         path = Path(__file__).parents[1] / "benchmarks" / "results" / "lab_agreement.json"
         told = json.loads(path.read_text(encoding="utf-8"))

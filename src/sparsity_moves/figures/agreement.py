@@ -1,6 +1,7 @@
-"""Does the trainer in the page find what the book's does? Told from the committed benchmark."""
+"""Does the trainer in the page find what the book's does, and how fast is it? Told from the committed benchmarks."""
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ LEARNED = 0.99  # of all inputs every answer right
 WHO = {"lab": "the lab's trainer", "python": "the book's trainer"}
 
 
-def benchmark() -> Path:
-    """The table of `benchmarks/lab_agreement.py`."""
-    return checkout() / "benchmarks" / "results" / "lab_agreement.json"
+def benchmark(name: str = "lab_agreement") -> Path:
+    """The table that `benchmarks/NAME.py` wrote."""
+    return checkout() / "benchmarks" / "results" / f"{name}.json"
 
 
 def agreement() -> str:
@@ -48,3 +49,35 @@ def _learned(told: dict[str, Any]) -> str:
         "How many seeds learn in the time that the lab gives them, that is, are right on at least "
         f"{LEARNED:.0%} of all inputs at the last step? {', '.join(counts)}."
     )
+
+
+def speed() -> str:
+    """Seconds until the page has learned and answers, and its steps a second beside PyTorch's."""
+    if not benchmark("lab_speed").exists():
+        return "How fast the page is has not been measured yet: `python benchmarks/lab_speed.py` does it."
+    told = json.loads(benchmark("lab_speed").read_text(encoding="utf-8"))
+    about, lines = told["about"], []
+    for experts, row in told["experts"].items():
+        both = zip(row["steps a second"], row["plain steps a second"], strict=True)
+        cells = _rounds(row["learned"]), _rounds(row["done"]), _rounds([page / plain for page, plain in both])
+        lines.append(f"| {experts} | {' | '.join(cells)} |")
+    answer, task = (
+        _rounds([1000 * seconds for seconds in told["page"][name]], 0) for name in ("answer", "longest task")
+    )
+    return (
+        f"How fast is it? On {about['cores']} cores, in Chromium {about['chromium'].split('.')[0]}, pictures "
+        f"included; medians of {about['rounds']} rounds of one seed and their range "
+        "(`python benchmarks/lab_speed.py`):\n\n"
+        f"| Experts | Seconds to {LEARNED:.0%} right | Seconds in all | Steps a second, times PyTorch's |\n"
+        "|--:|--:|--:|--:|\n" + "\n".join(lines) + "\n\n"
+        "PyTorch's is a plain loop of the same model and batch on the same cores, which evaluates nothing. "
+        f"A slider moved in training shows the new model's numbers after {answer} ms; the longest that any task "
+        f"of the page took its thread is {task} ms."
+    )
+
+
+def _rounds(values: list[float], digits: int = 1) -> str:
+    """Their median and range."""
+    low, high = (f"{end:.{digits}f}" for end in (min(values), max(values)))
+    middle = f"{statistics.median(values):.{digits}f}"
+    return middle if low == high else f"{middle} ({low} to {high})"
