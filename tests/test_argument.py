@@ -470,12 +470,20 @@ class TestInside:
         assert "bootstrap" not in single.caption
         assert '"low"' not in to_json(single.spec)
 
+    @pytest.mark.parametrize(
+        ("value", "said"),
+        [(17.204, "17.20"), (0.3, "0.30"), (0.00362, "0.0036"), (2e-6, "under 0.001"), (0.0, "0")],
+    )
+    def test_a_small_number_keeps_two_digits(self, parts: Argument, value: float, said: str) -> None:
+        rows = digits.digit_rows(parts).head(1).with_columns(value=pl.lit(value))
+        assert f">{said} (n" in part_mean(parts, rows)
+
     def test_a_part_in_a_sentence_says_its_n_interval_and_runs(self, parts: Argument) -> None:
         rows = digits.digit_rows(parts)
         said = part_mean(parts, rows, "%", arm="moe", part="ones", component="ffn", how="zero")
         assert ">52\u00a0% (n\u00a0=\u00a06)<" in said
         assert "95 % CI" in said
-        assert rows.filter(arm="moe")["spec_id"][0] in said
+        assert "runs of seeds 0, 42, 137, 256, 512, 1024" in said
         assert part_mean(parts, rows, arm="tree") == NOT_YET
 
     def test_the_readers_models_have_a_panel_of_their_own(self, parts: Argument) -> None:

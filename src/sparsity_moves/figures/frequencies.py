@@ -115,7 +115,6 @@ def neurons(argument: Argument) -> Figure | Text:
     data = rows.drop("lane").with_columns(pl.col("arm").map_elements(arm_label, return_dtype=pl.String))
     chart = (
         alt.Chart(data)
-        .transform_filter("datum.model == model")
         .mark_bar(orient="vertical")
         .encode(
             alt.X(
@@ -128,7 +127,7 @@ def neurons(argument: Argument) -> Figure | Text:
                 "neuron:N",
                 sort=["live", "not heard in the output"],
                 scale=alt.Scale(domain=["live", "not heard in the output"], range=[1, 0.3]),
-                legend=alt.Legend(title=None, orient="top"),
+                legend=alt.Legend(title=None, orient="top", symbolFillColor="currentColor"),
             ),
             tooltip=[alt.Tooltip("arm:N", title="FFN"), "neuron:N", "start:Q", "end:Q", "neurons:Q"],
         )
@@ -143,6 +142,7 @@ def neurons(argument: Argument) -> Figure | Text:
             spacing=6,
         )
         .resolve_scale(y="independent")
+        .transform_filter("datum.model == model")  # above the facets: no panel for an arm that a model lacks
         .add_params(selected("model", "Model:", {m: m for m in models}))
     )
     return show(

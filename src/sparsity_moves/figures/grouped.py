@@ -11,7 +11,7 @@ from sparsity_moves.figures.ablation import STAR
 from sparsity_moves.figures.book_renderer import Figure, show
 from sparsity_moves.figures.prose import Text, hover, listed
 from sparsity_moves.figures.strips import LANES, nothing_yet, selected
-from sparsity_moves.figures.summary import METHOD, summaries, summary
+from sparsity_moves.figures.summary import METHOD, spans, summaries, summary
 from sparsity_moves.figures.theme import arm_colours, arm_label, arm_shapes
 from sparsity_moves.figures.words import MOMENT_NAMES
 from sparsity_moves.studies.argument import Argument
@@ -241,17 +241,23 @@ def part_mean(argument: Argument, rows: pl.DataFrame, unit: str = "", **where: o
     lane = "main" if sizes["main"] >= FEW else max(sizes, key=lambda each: sizes[each])
     own = fits.filter(lane=lane)
     found = summary(own["value"].to_list())
-    places = 0 if unit == "%" else 2
+
+    def told(value: float) -> str:
+        if unit == "%":
+            return f"{value:.0f}"
+        if 0 < abs(value) < 0.001:
+            return "under 0.001" if value > 0 else "over -0.001"
+        return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}"
+
     bounds = "no interval"
     if found.low is not None and found.high is not None:
-        bounds = f"95 % CI {found.low:.{places}f} to {found.high:.{places}f}"
+        bounds = f"95 % CI {told(found.low)} to {told(found.high)}"
     who = "this computer" if lane == "own" else f"{argument.profile} profile"
     at = listed([MOMENT_NAMES[m] for m in own["moment"].unique(maintain_order=True)])
-    runs = listed(sorted(own["spec_id"].unique()))
-    shown = f"{found.mean:.{places}f}" + ("\u00a0%" if unit == "%" else "")
+    shown = told(found.mean) + ("\u00a0%" if unit == "%" else "")
     shown = shown.replace("-", "−")
     seeds = f"n\u00a0=\u00a0{found.n}"
     return hover(
         f"{shown} ({seeds})",
-        f"{arm_label(own['arm'][0])}, {who}, at {at}: n = {found.n}, {bounds}; runs {runs}",
+        f"{arm_label(own['arm'][0])}, {who}, at {at}: n = {found.n}, {bounds}; runs of seeds {spans(own['seed'])}",
     )

@@ -68,7 +68,6 @@ def patterns(argument: Argument) -> Figure | Text:
     )
     chart = (
         alt.Chart(data)
-        .transform_filter("datum.model == model && datum.carry == carry")
         .mark_rect()
         .encode(
             alt.X("token:N", sort=tokens, title=None, axis=alt.Axis(labelAngle=-90, labelFontSize=10)),
@@ -77,7 +76,12 @@ def patterns(argument: Argument) -> Figure | Text:
             alt.Opacity(
                 "weight:Q",
                 scale=alt.Scale(domain=[0, 1], range=[0.03, 1]),
-                legend=alt.Legend(title="Mean weight", orient="bottom", values=[0, 0.25, 0.5, 0.75, 1]),
+                legend=alt.Legend(
+                    title="Mean weight",
+                    orient="bottom",
+                    values=[0, 0.25, 0.5, 0.75, 1],
+                    symbolFillColor="currentColor",
+                ),
             ),
             tooltip=[alt.Tooltip("arm:N", title="FFN"), "head:N", "digit:N", "token:N", "weight:Q"],
         )
@@ -87,6 +91,7 @@ def patterns(argument: Argument) -> Figure | Text:
             column=alt.Column("head:N", title=None),
             spacing=8,
         )
+        .transform_filter("datum.model == model && datum.carry == carry")  # above the facets: no empty ones
         .add_params(selected("model", "Model:", {m: m for m in models}), carry)
     )
     counted = rows.group_by("lane").agg(pl.col("seed").n_unique()).sort("lane")
