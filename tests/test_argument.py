@@ -574,6 +574,30 @@ class TestInside:
         whole = rows.group_by("spec_id", "head", "digit", "carry").agg(pl.col("weight").sum())["weight"]
         assert whole.to_list() == pytest.approx([1] * len(whole), abs=0.01)
 
+    def test_the_head_that_moves_most_of_its_weight_when_a_carry_comes_in_is_told(
+        self, known: Argument
+    ) -> None:
+        runs = known.main.rows.filter(moment="first_best").select("spec_id", "moment")
+        weights = {  # by head: on token 0 and 1, without and with a carry; head 1 moves 0.6, head 0 nothing
+            0: {0: (0.5, 0.5), 1: (0.5, 0.5)},
+            1: {0: (0.9, 0.1), 1: (0.3, 0.7)},
+        }
+        looks = pl.DataFrame(
+            [
+                {"layer": 0, "head": head, "position": position, "key": key, "carry": carry, "weight": weight}
+                for head, by_carry in weights.items()
+                for carry, pattern in [*by_carry.items(), (2, (0.0, 1.0)), (None, (1.0, 0.0))]
+                for key, weight in enumerate(pattern)
+                for position in (0, 1)
+                if position == 1 or carry is None
+            ],
+            schema=dict.fromkeys(("layer", "head", "position", "key", "carry"), pl.Int32)
+            | {"weight": pl.Float32},
+        ).with_columns(relation=pl.lit(None, pl.String))
+        rows = patterns.shift_rows(with_table(known, "attention", runs.join(looks, how="cross")))
+        assert set(rows["arm"]) == {"dense", "moe"}
+        assert rows["value"].to_list() == pytest.approx([0.6] * len(rows))
+
     def test_the_committed_models_were_measured_at_the_moments_that_were_kept(self, real: Argument) -> None:
         store = Store(ROOT / "results" / "paper")
         kept = set(store.tables.checkpoints())

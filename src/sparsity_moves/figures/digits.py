@@ -19,7 +19,7 @@ def digit_rows(argument: Argument) -> pl.DataFrame:
         pl.col("component").is_in(list(COMPONENTS)), pl.col("operation").is_null()
     )
     of_digit = pl.col("carry").is_null() & (pl.col("position") <= pl.col("digits"))
-    of_carry = pl.col("position").is_null() & (pl.col("carry") < pl.col("digits"))
+    of_carry = pl.col("position").is_null() & (pl.col("carry") <= pl.col("digits"))
     rows = rows.filter(of_digit | of_carry)
     part = pl.when(pl.col("carry").is_null()).then(digit_names()).otherwise(pl.format("carry {}", "carry"))
     return rows.with_columns(part=part, value=100 * pl.col("accuracy").cast(pl.Float64))
@@ -27,7 +27,7 @@ def digit_rows(argument: Argument) -> pl.DataFrame:
 
 def by_digit(argument: Argument) -> Figure | Text:
     """What is left of each digit, and of each carry length, without a component."""
-    parts = ("ones", "tens", "hundreds", "overflow", "carry 0", "carry 1", "carry 2")
+    parts = ("ones", "tens", "hundreds", "overflow", *(f"carry {length}" for length in range(4)))
     beside = best(published()).filter(task="add7", measure="no_ffn_accuracy", setting="")
     kind = pl.col("detail").str.split("=")
     beside = beside.filter(pl.col("detail").str.contains("^(digit|carry_length)=")).with_columns(
@@ -41,7 +41,10 @@ def by_digit(argument: Argument) -> Figure | Text:
         argument,
         digit_rows(argument),
         name="by-digit",
-        caption="Accuracy without a component by output digit and by carry length, on addition with carry.",
+        caption=(
+            "Accuracy without a component by output digit and by carry length, on addition with carry. Few inputs "
+            "have the longest carry: as many as the addend says, 993 to 999 of three digits."
+        ),
         title="Accuracy left (%)",
         parts=parts,
         choices={"component": Choice("Taken away:", COMPONENTS), "how": Choice("and replaced by", HOW)},

@@ -119,7 +119,7 @@ def grouped(
         index = [column for column in frame.columns if column not in (*kinds, "value")]
         found = frame.select(kinds).unique(maintain_order=True).with_row_index("column")
         found = found.with_columns(pl.format("p{}", "column").alias("column"))
-        frame = frame.with_columns(pl.col("value").round_sig_figs(4))
+        frame = frame.with_columns(pl.col("value").round_sig_figs(3))
         wide = frame.join(found, on=kinds).pivot(on="column", index=index, values="value")
         meant = {column: kind for column, *kind in found.iter_rows()}
         chart = alt.Chart(wide).transform_fold(list(meant), as_=["column", "value"])

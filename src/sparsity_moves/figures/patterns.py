@@ -18,7 +18,7 @@ SHOWN = {"main": 2, "own": 3}
 def pattern_rows(argument: Argument) -> pl.DataFrame:
     """Mean attention weight by head, digit that is answered, token that is looked at and carry length."""
     rows = argument.measured("attention", "add7", ARMS).filter(
-        pl.col("position") <= pl.col("digits"), pl.col("carry") < pl.col("digits")
+        pl.col("position") <= pl.col("digits"), pl.col("carry") <= pl.col("digits")
     )
     ranks = pl.col("seed").rank("dense").over("lane", "arm")
     rows = rows.with_columns(ranks.alias("place"))
@@ -43,6 +43,22 @@ def pattern_rows(argument: Argument) -> pl.DataFrame:
         head=pl.format("head {}", pl.col("head") + 1),
         weight=pl.col("weight").cast(pl.Float64).round(3),
     )
+
+
+def shift_rows(argument: Argument) -> pl.DataFrame:
+    """How much of its weight the head that does so most moves when a carry comes in, one row a model.
+
+    Half the sum of the weights' differences, at the tens: mean patterns of inputs without a carry against those whose
+    carry ends there. 0: it looks at the same tokens; 1: at others altogether.
+    """
+    rows = argument.measured("attention", "add7", ARMS).filter(position=1)
+    key = ["lane", "arm", "seed", "spec_id", "moment"]
+    apart = (
+        pl.col("weight").filter(carry=1).sum().cast(pl.Float64) - pl.col("weight").filter(carry=0).sum()
+    ).abs()
+    moved = rows.group_by(*key, "layer", "head", "key", maintain_order=True).agg(value=apart / 2)
+    heads = moved.group_by(*key, "layer", "head", maintain_order=True).agg(pl.col("value").sum())
+    return heads.group_by(key, maintain_order=True).agg(pl.col("value").max())
 
 
 def patterns(argument: Argument) -> Figure | Text:
