@@ -18,6 +18,8 @@ from sparsity_moves.studies.argument import Argument
 
 FOUR = ("dense", "glu", "moe", "moe_glu")
 """The arms that the paper looks into."""
+MANY = 20
+"""Symbols of so many models lie over one another: paler, they leave mean, interval and star to be seen."""
 DIGITS = ("ones", "tens", "hundreds")
 
 
@@ -133,7 +135,9 @@ def grouped(
         own, average = models.filter(lane=lane).drop("lane"), means.filter(lane=lane).drop("lane")
         layers: list[alt.Chart] = [
             unfolded(own)
-            .mark_point(filled=False, size=24, strokeWidth=1.2, opacity=0.6)
+            .mark_point(
+                filled=False, size=24, strokeWidth=1.2, opacity=0.6 if own["seed"].n_unique() < MANY else 0.4
+            )
             .encode(
                 **axes,
                 y=y("value"),
@@ -160,7 +164,7 @@ def grouped(
         if stars is not None and len(stars):
             layers.append(
                 chosen(stars)
-                .mark_point(shape=STAR, size=150, xOffset=7)
+                .mark_point(shape=STAR, size=150, opacity=1, stroke="currentColor", strokeWidth=1)
                 .encode(
                     **axes,
                     y=y("value"),
