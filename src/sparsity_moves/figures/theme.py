@@ -47,7 +47,7 @@ ARMS: dict[str, ArmStyle] = {
     "moe_glu_active": ArmStyle("MoE-GLU, active-matched", "#be4993", "arrow"),
     "tree": ArmStyle("Tree", "#8548ac", FIR),
     "tree_balanced": ArmStyle("Tree, balanced", "#ad70d7", "arrow"),
-    "tree_active": ArmStyle("Tree, active-matched", "#985bc1", "triangle-up"),
+    "tree_active": ArmStyle("Tree, expert-wide path", "#985bc1", "triangle-up"),
 }
 
 _SUFFIXES = {
