@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -242,3 +243,30 @@ class TestSweep:
         own.write_bytes(b"x")
         Store(tmp_path).sweep()
         assert sorted(folder.iterdir()) == sorted([own, left.path])
+
+
+def test_when_the_time_is_up_a_shard_is_left_at_its_last_state_and_the_next_call_goes_on(
+    tmp_path, monkeypatch, capsys
+):
+    """With a clock that leaps past the end once a new state is kept."""
+    specs = [arm("dense", "smoke", "add7", seed, steps=100_000, evaluate_every=50) for seed in (1, 2)]
+    store = Store(tmp_path)
+
+    def states() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / FOLDER).glob("*.safetensors")}
+
+    class Clock:
+        sleep = staticmethod(time.sleep)
+        before = states()
+
+        @classmethod
+        def monotonic(cls) -> float:
+            return time.monotonic() + (3600 if states() != cls.before else 0)
+
+    monkeypatch.setattr(engine, "time", Clock)
+    assert engine.run(specs, store, minutes=30, keep_every=0.0, quiet=True) == 0
+    assert not store.spec_ids()
+    Clock.before = states()
+    assert len(Clock.before) == 1
+    assert engine.run(specs, store, minutes=30, keep_every=0.0) == 0
+    assert "goes on from step" in capsys.readouterr().err

@@ -47,7 +47,8 @@ class Train:
     tasks: tuple[TaskName, ...] = ()
     """Of these alone."""
     minutes: float | None = None
-    """Begin nothing after so many; what is in training is finished. For a machine that is lent for a while."""
+    """Stop after so many, on a machine that is lent for a while: the same command goes on, with shards that were in
+    training from their last state."""
 
     def run(self) -> int:
         where = studies.store(self.profile)

@@ -98,7 +98,8 @@ def run(
             trained again.
         measured: whether a run that lacks measures, and parameters to measure it from, is trained again.
         keep_every: seconds between two states of a shard, from which it goes on if it is interrupted.
-        minutes: after so many no shard is begun; those in training are finished.
+        minutes: the time there is. When it is up, shards in training are left at their last state, from which
+            the next call goes on (on Ray, which keeps none, they begin again).
         quiet: no progress.
 
     Shows progress with the time left, unless quiet. Runs that another process is training are waited for, and
@@ -138,7 +139,7 @@ def _run(
     end: float | None,
     quiet: bool,
 ) -> int:
-    """Hand out shards until all are stored, or the clock says `end`."""
+    """Hand out shards until all are stored, or the clock has passed `end`; gives how many models were trained."""
     costs = [shard.cost for shard in queue]
     share = [0.0] * len(queue)
     waiting, flying = dict(enumerate(queue)), dict[int, Shard]()
@@ -146,7 +147,7 @@ def _run(
     with shown(quiet) as show:
         while waiting or flying:
             if end is not None and time.monotonic() > end:
-                waiting.clear()
+                break
             for number, shard in list(waiting.items()):
                 if len(flying) >= engine.slots:
                     break
