@@ -181,7 +181,7 @@ class TestVerdicts:
             tuple(Claim(i, "S.", "paper", "p", (MORE,)) for i in ("enough", "few", "mixed", "none")),
         )
         assert board.of_five(draws=10) == {"enough": 10, "few": None, "mixed": None, "none": None}
-        assert draws_words(7, 64) == "Five of these 64 seeds would be enough to show it in 7 of 1000 draws."
+        assert draws_words(7, 64) == "Of 1000 random draws of five of these 64 seeds, 7 show it."
         assert "one draw" in draws_words(1000, 5)
         assert draws_words(None, 3) == "Five seeds cannot be drawn: it has 3 pairs."
 

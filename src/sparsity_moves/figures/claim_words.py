@@ -1,6 +1,7 @@
 """Claims, tests and published numbers in words, for the scoreboard and the chapters."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -74,9 +75,10 @@ def number_words(row: dict[str, Any]) -> str:
 
 def runs_words(part: Part, profile: str) -> str:
     """Which runs a test is over."""
-    moments = {side.moment or PAPER_MOMENT[part.task] for side in part.sides if not side.chance}
+    every = [each for side in part.sides for each in (side, side.over) if each]
+    moments = {side.moment or PAPER_MOMENT[part.task] for side in every if not side.chance}
     arms = " and ".join(
-        dict.fromkeys(side.arm + (f" {side.setting}" if side.setting else "") for side in part.sides)
+        dict.fromkeys(side.arm + (f" {side.setting}" if side.setting else "") for side in every)
     )
     return f"{part.task} {arms}, {' and '.join(sorted(moments))}, {profile} profile"
 
@@ -88,7 +90,10 @@ def sides(part: Part) -> str:
 
 
 def side_words(side: Side) -> str:
-    """One side of a test: "MoE at the last step"."""
+    """One side of a test: "MoE at the last step", "MoE over Dense at the last step"."""
+    if side.over is not None:
+        one = side_words(replace(side, over=None, moment=""))
+        return f"{one} over {side_words(side.over)}"
     if side.chance:
         return f"“{side.chance}”"
     at = {"": "", "final": " at the last step"}.get(
@@ -114,4 +119,4 @@ def draws_words(held: int | None, pairs: int) -> str:
         return f"Five seeds cannot be drawn: it has {pairs} pair{'s' if pairs != 1 else ''}."
     if pairs == FIVE:
         return "It has just five pairs: there is one draw of five."
-    return f"Five of these {pairs} seeds would be enough to show it in {held} of {DRAWS} draws."
+    return f"Of {DRAWS} random draws of five of these {pairs} seeds, {held} show it."

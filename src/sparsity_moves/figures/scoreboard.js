@@ -47,8 +47,8 @@
       const { mean, error, n } = part.found;
       if (part.kind === "more") return !sure ? "open" : mean > part.margin ? "holds" : "fails";
       if (sure) return "holds";
-      const apart = Math.abs(mean) >= data.two[n - 2][corrected - 1] * error && mean !== 0;
-      return apart && Math.abs(mean) > part.margin ? "fails" : "open";
+      const beyond = Math.abs(mean) - part.margin;
+      return beyond > 0 && beyond >= data.two[n - 2][corrected - 1] * error ? "fails" : "open";
     }
 
     function size(part) {

@@ -80,6 +80,21 @@ class Teller:
             self.values(task, against, measure, since or moment),
         )
         pairs = [value - other[seed] for seed, value in one.items() if seed in other]
+        return self._paired(pairs, measure, self._runs(task, [arm, against], moment, since))
+
+    def growth(self, task: str, arm: str, measure: str = "no_ffn_accuracy") -> str:
+        """By how much an arm's shift over the dense layer grows from the paper's checkpoint to the last step."""
+        late, early = (
+            {seed: value - dense[seed] for seed, value in own.items() if seed in dense}
+            for own, dense in (
+                (self.values(task, arm, measure, moment), self.values(task, "dense", measure, moment))
+                for moment in ("final", "first_best")
+            )
+        )
+        pairs = [value - early[seed] for seed, value in late.items() if seed in early]
+        return self._paired(pairs, measure, self._runs(task, [arm, "dense"], "final", "first_best"))
+
+    def _paired(self, pairs: list[float], measure: str, runs: str) -> str:
         if not pairs:
             return NOT_YET
         found, unit = compare(pairs), self._unit(measure)
@@ -90,8 +105,7 @@ class Teller:
         effect = f", d = {found.effect:.2f}" if found.effect is not None else ""
         return hover(
             f"{signed(found.mean, places)}{UNITS[unit]}{bounds}",
-            f"{found.n} pairs, {found.positive} above zero{effect}; "
-            f"runs: {self._runs(task, [arm, against], moment, since)}",
+            f"{found.n} pairs, {found.positive} above zero{effect}; runs: {runs}",
         )
 
     def learned(self, task: str, arm: str) -> tuple[int, int]:

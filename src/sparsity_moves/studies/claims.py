@@ -7,7 +7,7 @@ verdict: `verdicts` computes those from the tables.
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -33,9 +33,14 @@ class Side:
     chance: str = ""
     detail: str = ""
     """The part of the model or of its answer, where the two sides differ in it."""
+    over: Side | None = None
+    """What is subtracted, seed by seed: a side may be a difference itself."""
 
     @staticmethod
     def read(text: str) -> Side:
+        one, _, other = text.partition(" over ")
+        if other:
+            return replace(Side.read(one), over=Side.read(other))
         if text.startswith(CHANCE):
             return Side(chance=text.removeprefix(CHANCE))
         text, _, detail = text.partition(" / ")

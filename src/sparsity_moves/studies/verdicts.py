@@ -4,7 +4,7 @@ A part of a claim is a test over paired seeds; its p is corrected for the number
 
     more    holds where the t-test finds a difference, larger than the margin (none, unless the claim says one); fails
             where it finds one on the other side
-    same    holds where TOST finds the mean within the margin; fails where the mean lies outside, and not by chance
+    same    holds where TOST finds the mean within the margin; fails where the 95 % interval lies outside the margin
 
 and is open otherwise. A claim is
 
@@ -185,7 +185,8 @@ def _outcomes(tested: Tested, values: np.ndarray, p: np.ndarray) -> list[str]:
     if tested.part.kind == "more":
         holds, fails = (p < LEVEL) & (mean > margin), (p < LEVEL) & (mean < margin)
     else:
-        holds, fails = p < LEVEL, (np.abs(mean) > margin) & (different(values) < LEVEL)
+        beyond = different(values - (np.sign(mean) * margin)[:, None]) < LEVEL
+        holds, fails = p < LEVEL, (np.abs(mean) > margin) & beyond
     return [HOLDS if yes else FAILS if no else OPEN for yes, no in zip(holds, fails, strict=True)]
 
 
@@ -248,7 +249,11 @@ def _tested(part: Part, evidence: Evidence) -> Tested:
 def _side(part: Part, side: Side, evidence: Evidence) -> Values | float:
     if side.chance:
         return 100 * _chance(part.task, side.chance, evidence)
-    return dict(evidence.values(part.row(side)).iter_rows())
+    values = dict(evidence.values(part.row(side)).iter_rows())
+    if side.over is None:
+        return values
+    less = dict(evidence.values(part.row(side.over)).iter_rows())
+    return {seed: value - less[seed] for seed, value in values.items() if seed in less}
 
 
 def _chance(task: str, strategy: str, evidence: Evidence) -> float:
@@ -269,7 +274,7 @@ def _published(part: Part, side: Side) -> Row | None:
         setting=side.setting,
         detail=side.detail or part.detail,
     )
-    if rows.is_empty() or (side.moment and side.moment != rows["moment"][0]):
+    if rows.is_empty() or side.over is not None or (side.moment and side.moment != rows["moment"][0]):
         return None
     return rows.row(0, named=True)
 
