@@ -159,11 +159,15 @@ class TestDecomposition:
         assert isinstance(decomposition.decomposition(Argument(planted({"dense": 0.1}))), Text)
 
     def test_two_causes_and_what_they_do_together(self, known: Argument) -> None:
-        shown = [
-            re.sub(r"<[^>]*>", "", text)
-            for text in decomposition.two_by_two(known)["the first best checkpoint"]
-        ]
-        assert [text.split(" ")[0] for text in shown] == ["+15.0", "+10.0", "+15.0", "+40.0"]
+        found = decomposition.two_by_two(known)
+        for column, (moment, measure) in decomposition.TAKEN.items():
+            shown = [re.sub(r"<[^>]*>", "", text) for text in found[column]]
+            mean = known.moments("add7", ["dense", "narrow", "moe_active", "moe"]).filter(moment=moment)
+            by = dict(mean.group_by("arm").agg(100 * pl.col(measure).mean()).iter_rows())
+            width, experts = by["narrow"] - by["dense"], by["moe_active"] - by["dense"]
+            both = by["moe"] - by["dense"]
+            wanted = [width, experts, both - width - experts, both]
+            assert [float(text.split("(")[0]) for text in shown] == pytest.approx(wanted, abs=0.05), column
 
 
 class TestFigures:
@@ -313,7 +317,12 @@ class TestSentences:
         )
         few, _ = trees.course(Teller(Argument(Evidence(unlearned, main.settings, main.curves))), "add7")
         assert few.count("fewer than half of the seeds learn the task") == 1
-        assert re.sub(r"<[^>]*>", "", few).splitlines()[0].endswith("learn the task at height 7.")
+        said = re.sub(r"<[^>]*>", "", few).splitlines()[0]
+        assert said.endswith(
+            "at height 7 fewer than half of the seeds learn the task, so nothing is said of it."
+        )
+        assert "from height 2 to 3" in said
+        assert "against Dense, more at height 3, no clear difference at height 2" in said
         assert "learn the task" not in lines
         assert trees.course(tell, "histogram") == ["*No tree has been run at this scale on histogram yet.*"]
 
@@ -472,7 +481,7 @@ class TestInside:
 
     @pytest.mark.parametrize(
         ("value", "said"),
-        [(17.204, "17.20"), (0.3, "0.30"), (0.00362, "0.0036"), (2e-6, "under 0.001"), (0.0, "0")],
+        [(17.204, "17.2"), (0.3, "0.30"), (0.00362, "0.0036"), (2e-6, "under 0.001"), (0.0, "0")],
     )
     def test_a_small_number_keeps_two_digits(self, parts: Argument, value: float, said: str) -> None:
         rows = digits.digit_rows(parts).head(1).with_columns(value=pl.lit(value))
@@ -481,8 +490,8 @@ class TestInside:
     def test_a_part_in_a_sentence_says_its_n_interval_and_runs(self, parts: Argument) -> None:
         rows = digits.digit_rows(parts)
         said = part_mean(parts, rows, "%", arm="moe", part="ones", component="ffn", how="zero")
-        assert ">52\u00a0% (n\u00a0=\u00a06)<" in said
-        assert "95 % CI" in said
+        assert ">52\u00a0% (51 to 54)<" in said
+        assert "n = 6, 95 % CI 51 to 54" in said
         assert "runs of seeds 0, 42, 137, 256, 512, 1024" in said
         assert part_mean(parts, rows, arm="tree") == NOT_YET
 

@@ -31,11 +31,18 @@ def agreement() -> str:
         lines.append(
             f"- {setting}: {lab} in the lab, {python} in Python; {told['level']:.1%} interval of the difference "
             f"{signed(low, 1)} to {signed(high, 1)} points (Welch), "
-            + ("which includes zero." if low <= 0 <= high else "**which leaves zero out: they differ.**")
+            + (
+                f"no difference is found, and one of {max(-low, high):.0f} points is not ruled out."
+                if low <= 0 <= high
+                else "**which leaves zero out: they differ.**"
+            )
         )
     return (
         f"Do the two trainers find the same? Right without the FFN at the last step, over {told['seeds']} seeds each "
-        "(`python benchmarks/lab_agreement.py`):\n\n" + "\n".join(lines) + "\n\n" + _learned(told)
+        f"(`python benchmarks/lab_agreement.py`; the usual 5 % are shared among {len(lines)} comparisons):\n\n"
+        + "\n".join(lines)
+        + "\n\n"
+        + _learned(told)
     )
 
 

@@ -130,7 +130,7 @@ def attribution(argument: Argument) -> Figure | Text:
             "What each component writes, averaged over inputs, on addition with carry. The first three sum "
             "exactly to the last, but for their lengths."
         ),
-        title="Of one component",
+        title="Logit or length",
         parts=("embedding", "attention", "FFN", "all together"),
         choices={
             "measure": Choice(

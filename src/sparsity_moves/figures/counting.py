@@ -11,12 +11,13 @@ from sparsity_moves.figures.words import task_of
 from sparsity_moves.studies.argument import Argument
 
 TASK = "histogram"
+ARMS = ("dense", "narrow", *FOUR[1:])
 SITES = {"embedding": "embedding", "attention": "after attention", "ffn": "after the FFN"}
 
 
 def read_rows(argument: Argument) -> pl.DataFrame:
     """Accuracy (%) of a linear read-out of the count, along the residual stream."""
-    rows = argument.measured("strategy", TASK, FOUR)
+    rows = argument.measured("strategy", TASK, ARMS)
     return rows.with_columns(
         part=pl.col("site").replace(SITES), value=100 * pl.col("accuracy").cast(pl.Float64)
     )
@@ -37,6 +38,7 @@ def read_outs(argument: Argument) -> Figure | Text:
         caption="Accuracy of a linear read-out of the count behind embedding, attention and FFN.",
         title="Read-out's accuracy (%)",
         parts=tuple(SITES.values()),
+        arms=ARMS,
         domain=(0, 100),
         lines=pl.DataFrame(lines) if lines else None,
     )
@@ -44,7 +46,7 @@ def read_outs(argument: Argument) -> Figure | Text:
 
 def strategies(argument: Argument) -> Text:
     """How many models count which way."""
-    rows = argument.measured("strategy", TASK, FOUR).unique(("lane", "spec_id"), maintain_order=True)
+    rows = argument.measured("strategy", TASK, ARMS).unique(("lane", "spec_id"), maintain_order=True)
     found = (
         rows.group_by("lane", "arm", maintain_order=True)
         .agg(

@@ -24,6 +24,13 @@ PATH = {
 }
 """From the dense layer to the MoE, one change at a time; each is named by what it adds."""
 LOOKS = 50
+TAKEN = {
+    f"{MOMENT_NAMES['first_best']}, zero": ("first_best", "no_ffn_accuracy"),
+    f"{MOMENT_NAMES['final']}, zero": ("final", "no_ffn_accuracy"),
+    f"{MOMENT_NAMES['final']}, mean": ("final", "mean_ffn_accuracy"),
+    f"{MOMENT_NAMES['final']}, another input's": ("final", "resample_ffn_accuracy"),
+}
+"""When, and what is put in the FFN's place."""
 
 
 def decomposition(argument: Argument, task: str = "add7") -> Figure | Text:
@@ -165,7 +172,10 @@ def _bar(
 
 
 def two_by_two(argument: Argument, task: str = "add7") -> pl.DataFrame:
-    """Width and experts, each alone, both, and what both do beyond their sum; in points, at two checkpoints."""
+    """Width and experts, each alone, both, and what both do beyond their sum, in points.
+
+    At the paper's checkpoint and at the last step, there by what replaces the FFN's output.
+    """
     arms = ("dense", "narrow", "moe_active", "moe")
     rows = argument.moments(task, arms)
     parts = {
@@ -177,22 +187,22 @@ def two_by_two(argument: Argument, task: str = "add7") -> pl.DataFrame:
     found = []
     for name, terms in parts.items():
         row = {"part": name}
-        for moment in ("first_best", "final"):
+        for column, (moment, measure) in TAKEN.items():
             by = {
-                arm: dict(rows.filter(arm=arm, moment=moment).select("seed", "no_ffn_accuracy").iter_rows())
+                arm: dict(rows.filter(arm=arm, moment=moment).select("seed", measure).iter_rows())
                 for arm, _ in terms
             }
             common = sorted(set.intersection(*(set(values) for values in by.values())))
             if not common:
-                row[MOMENT_NAMES[moment]] = "—"
+                row[column] = "—"
                 continue
             each = summary([100 * sum(sign * by[arm][seed] for arm, sign in terms) for seed in common])
             bounds = (
-                f" ({signed(each.low, 1)} to {signed(each.high, 1)})"
+                f"<br>({signed(each.low, 1)}\u00a0to\u00a0{signed(each.high, 1)})"
                 if each.low is not None and each.high is not None
                 else ""
             )
-            row[MOMENT_NAMES[moment]] = hover(
+            row[column] = hover(
                 f"{signed(each.mean, 1)}{bounds}",
                 f"{each.n} pairs, 95 % bootstrap CI; runs: {', '.join(arm for arm, _ in terms)}, "
                 f"{argument.profile} profile",

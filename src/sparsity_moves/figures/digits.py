@@ -84,7 +84,7 @@ def heads(argument: Argument) -> Figure | Text:
         head_rows(argument),
         name="heads",
         caption="Heads of each model in the order of the number shown, on addition with carry.",
-        title="Of one head",
+        title="Points, length or logit of a head",
         parts=RANKS,
         choices={
             "measure": Choice(

@@ -15,6 +15,7 @@ from sparsity_moves.figures.summary import METHOD, spans, summaries, summary
 from sparsity_moves.figures.theme import arm_colours, arm_label, arm_shapes
 from sparsity_moves.figures.words import MOMENT_NAMES
 from sparsity_moves.studies.argument import Argument
+from sparsity_moves.studies.statistics import compare
 
 FOUR = ("dense", "glu", "moe", "moe_glu")
 """The arms that the paper looks into."""
@@ -232,36 +233,77 @@ FEW = 3
 """Fewer seeds than this have no interval worth the name."""
 
 
-def part_mean(argument: Argument, rows: pl.DataFrame, unit: str = "", **where: object) -> str:
-    """A mean of such rows in a sentence, with its n in sight: of the full-scale runs, or of the reader's.
+def part_mean(
+    argument: Argument, rows: pl.DataFrame, unit: str = "", *, median: bool = False, **where: object
+) -> str:
+    """A mean of such rows in a sentence, with its interval: of the full-scale runs, or of the reader's.
 
-    The reader's are told where they are more and the full-scale ones are few.
-    Pointed at, it says interval and runs. `where` are columns and values; `unit` is % or nothing.
+    The reader's are told where they are more and the full-scale ones are few. Pointed at, it says n and runs. `where`
+    are columns and values; `unit` is % or nothing. With `median`, that and the quartiles instead.
     """
-    fits = rows.filter(**where).drop_nulls("value")
-    if fits.is_empty():
+    own = _told_lane(rows.filter(**where).drop_nulls("value"))
+    if own.is_empty():
         return "*not yet measured*"
-    sizes = {lane: fits.filter(lane=lane)["seed"].n_unique() for lane in ("main", "own")}
-    lane = "main" if sizes["main"] >= FEW else max(sizes, key=lambda each: sizes[each])
-    own = fits.filter(lane=lane)
-    found = summary(own["value"].to_list())
-
-    def told(value: float) -> str:
-        if unit == "%":
-            return f"{value:.0f}"
-        if 0 < abs(value) < 0.001:
-            return "under 0.001" if value > 0 else "over -0.001"
-        return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}"
-
-    bounds = "no interval"
-    if found.low is not None and found.high is not None:
-        bounds = f"95 % CI {told(found.low)} to {told(found.high)}"
-    who = "this computer" if lane == "own" else f"{argument.profile} profile"
+    values = own["value"].to_list()
+    found = summary(values)
+    middle, low, high = found.mean, found.low, found.high
+    what = "95 % CI"
+    if median:
+        quartiles = [own["value"].quantile(share, "linear") for share in (0.5, 0.25, 0.75)]
+        middle, low, high = (float(value) for value in quartiles if value is not None)
+        what = "median and quartiles"
+    shown, bounds = _number(middle, unit) + ("\u00a0%" if unit == "%" else ""), "no interval"
+    if low is not None and high is not None and found.n > 1:
+        bounds = f"{what} {_number(low, unit)} to {_number(high, unit)}"
+        shown += f" ({_number(low, unit)} to {_number(high, unit)})"
+    else:
+        shown += f" (n\u00a0=\u00a0{found.n})"
+    who = "this computer" if own["lane"][0] == "own" else f"{argument.profile} profile"
     at = listed([MOMENT_NAMES[m] for m in own["moment"].unique(maintain_order=True)])
-    shown = told(found.mean) + ("\u00a0%" if unit == "%" else "")
-    shown = shown.replace("-", "−")
-    seeds = f"n\u00a0=\u00a0{found.n}"
     return hover(
-        f"{shown} ({seeds})",
+        shown,
         f"{arm_label(own['arm'][0])}, {who}, at {at}: n = {found.n}, {bounds}; runs of seeds {spans(own['seed'])}",
     )
+
+
+def part_difference(rows: pl.DataFrame, arm: str, against: str, unit: str = "", **where: object) -> str:
+    """How much larger such a mean is for one arm than for another, paired by seed, with its interval."""
+    found = rows.filter(**where).drop_nulls("value")
+    own = _told_lane(found.filter(arm=arm))
+    other = found.filter(arm=against, lane=own["lane"][0]) if len(own) else own
+    pairs = own.join(other, on="seed", suffix="_other").select(
+        "seed", pl.col("value") - pl.col("value_other")
+    )
+    if pairs.is_empty():
+        return "*not yet measured*"
+    paired = compare(pairs["value"].to_list())
+    bounds = ""
+    if paired.low is not None and paired.high is not None:
+        bounds = f" (95\u00a0% CI {_signed(paired.low, unit)} to {_signed(paired.high, unit)})"
+    return hover(
+        f"{_signed(paired.mean, unit)}{' points' if unit == '%' else ''}{bounds}",
+        f"{arm_label(arm)} minus {arm_label(against)}: {paired.n} pairs, {paired.positive} above zero; "
+        f"runs of seeds {spans(pairs['seed'])}",
+    )
+
+
+def _told_lane(rows: pl.DataFrame) -> pl.DataFrame:
+    """The full-scale rows, or the reader's where these are of more seeds and the full-scale ones of few."""
+    sizes = {lane: rows.filter(lane=lane)["seed"].n_unique() for lane in ("main", "own")}
+    return rows.filter(lane="main" if sizes["main"] >= FEW else max(sizes, key=lambda lane: sizes[lane]))
+
+
+def _number(value: float, unit: str) -> str:
+    """With as many digits as tell it apart from its neighbours."""
+    if unit == "%":
+        said = f"{value:.0f}"
+    elif 0 < abs(value) < 0.001:
+        said = "under 0.001" if value > 0 else "over -0.001"
+    else:
+        said = f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}"
+    return said.replace("-", "−")
+
+
+def _signed(value: float, unit: str) -> str:
+    digits = 1 if unit == "%" else 3
+    return f"{value:+.{digits}f}".replace("-", "−")

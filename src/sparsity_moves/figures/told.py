@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
+import polars as pl
+
 from sparsity_moves.figures.claim_words import UNITS, digits, draws_words, signed
 from sparsity_moves.figures.prose import hover, listed, percent
 from sparsity_moves.figures.summary import summary, with_convergence
@@ -112,6 +114,13 @@ class Teller:
         """How many seeds have learned the task by the last step (`summary.criterion`), of how many."""
         seeds = with_convergence(self.argument.moments(task, [arm])).filter(moment="final")["converged"]
         return int(seeds.sum()), len(seeds)
+
+    def learners(self, task: str, arm: str) -> list[int]:
+        """The seeds that `learned` counts."""
+        found = with_convergence(self.argument.moments(task, [arm])).filter(
+            pl.col("converged"), moment="final"
+        )
+        return found["seed"].to_list()
 
     def verdict(self, claim: str) -> str:
         """A claim's verdict, which leads to the scoreboard: "reproduced"."""

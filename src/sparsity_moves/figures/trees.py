@@ -187,8 +187,10 @@ def course(tell: Teller, task: TaskName) -> list[str]:
         return [f"*No tree has been run at this scale on {TASK_NAMES[task]} yet.*"]
     for kind in (kind for kind in TREES if kind in {kind_of(arm) for arm in there}):
         own = {height(arm): tell.values(task, arm, moment="final") for arm in there if kind_of(arm) == kind}
-        low, high = min(own), max(own)
-        parts = []
+        learned = {h: tell.learned(task, label(kind, h)) for h in own}
+        few = [h for h, (those, of) in learned.items() if 2 * those < of]
+        parts, able = [], [h for h in own if h not in few]  # what did not learn has nothing to keep
+        low, high = (min(able), max(able)) if able else (0, 0)
         if low < high:
             words = {
                 1: "**the higher, the more** is right without the FFN",
@@ -197,18 +199,20 @@ def course(tell: Teller, task: TaskName) -> list[str]:
             }[_sign(own[high], own[low])]
             grown = tell.difference(task, label(kind, high), label(kind, low), moment="final")
             parts.append(f"{words} ({grown} from height {low} to {high})")
-        for other in ("dense", "moe"):
+        for other in ("dense", "moe") if able else ():
             held = tell.values(task, other, moment="final")
-            signs = {h: _sign(values, held) for h, values in own.items()}
+            signs = {h: _sign(own[h], held) for h in able}
             sides = [
                 f"{words} at {'every height' if len(at) == len(own) > 1 else 'height ' + listed(at)}"
                 for side, words in ((1, "more"), (0, "no clear difference"), (-1, "less"))
                 if (at := [str(h) for h, sign in signs.items() if sign == side])
             ]
             parts.append(f"against {arm_label(other)}, {', '.join(sides)}")
-        learned = {h: tell.learned(task, label(kind, h)) for h in own}
-        if few := [str(h) for h, (those, of) in learned.items() if 2 * those < of]:
-            parts.append(f"fewer than half of the seeds learn the task at height {listed(few)}")
+        if few:
+            heights = listed([str(h) for h in few])
+            parts.append(
+                f"at height {heights} fewer than half of the seeds learn the task, so nothing is said of it"
+            )
         said.append(f"- {arm_label(kind)}: {'; '.join(parts)}.")
     return ["\n".join(said), tell.missing(task, [arm for arm in ARMS[task] if kind_of(arm) in TREES])]
 

@@ -20,7 +20,7 @@ Row = dict[str, Any]
 Source = Literal["paper", "review", "ours"]
 SOURCES: dict[str, str] = {"paper": "The paper's.", "review": "Asked of the paper.", "ours": "Ours."}
 CHANCE = "chance:"
-PERCENT = ("accuracy", "difference_from_learned")
+PERCENT = ("accuracy", "exact_match", "difference_from_learned")
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ def part(row: Row) -> tuple[str, str, pl.Expr] | None:
         first = pl.col("index") == pl.col("index").min().over("spec_id", "moment", "site")
         each = {
             "per neuron": pl.col("site") == "neurons",
+            "per live neuron": pl.col("site") == "live_neurons",
             "top principal component": (pl.col("site") == "components") & first,
             # the mean over the strongest ten; of an MoE over its experts, not over the layer as one
             "weights": (pl.col("site") == "weights")

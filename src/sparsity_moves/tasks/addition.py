@@ -94,9 +94,13 @@ class Addition(Task):
         every = self.everything()
         answer = every.targets[:, list(self.scored)]
         majority = torch.stack([column.bincount().max() for column in answer.T]).double().mean() / len(every)
-        copied = torch.cat([every.tokens[:, : self.digits], torch.zeros_like(answer[:, :1])], dim=1)
-        copy = (copied == answer).double().mean()
-        return {"most frequent answer": majority.item(), "copy the digit, no overflow": copy.item()}
+        return {"most frequent answer": majority.item(), "copy the digit, no overflow": self.copied(every)}
+
+    def copied(self, sequences: Sequences) -> float:
+        """Share of the answers' digits that are right where the input's are copied, with no overflow."""
+        answer = sequences.targets[:, list(self.scored)]
+        copied = torch.cat([sequences.tokens[:, : self.digits], torch.zeros_like(answer[:, :1])], dim=1)
+        return (copied == answer).double().mean().item()
 
     def render(self, sequences: Sequences, index: int) -> str:
         digit = "".join(map(str, reversed(sequences.tokens[index, : self.digits].tolist())))
