@@ -15,6 +15,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
@@ -32,6 +33,8 @@ from sparsity_moves.studies.engine import STACK, cores, keep_memory
 from sparsity_moves.training import Fleet
 from sparsity_moves.training.data import batches
 
+together: Barrier
+"""Of the processes that are timed, in each of them."""
 ARMS = ("dense", "narrow", "glu", "moe", "moe_glu")
 WARM, STEPS, ROUNDS = 10, 50, 5
 
@@ -59,13 +62,16 @@ def fleet(name: str, steps: int) -> tuple[float, float]:
     return time.perf_counter() - started, statistics.mean(losses[-10:])
 
 
-def _one(
-    work: Callable[[str, int], tuple[float, float]], name: str, steps: int, together: Barrier, out: Any
-) -> None:
+def _prepare(barrier: Barrier) -> None:
+    global together
+    together = barrier
     torch.set_num_threads(1)
+
+
+def _one(work: Callable[[str, int], tuple[float, float]], name: str, steps: int) -> tuple[float, float]:
     work(name, 5)
     together.wait()
-    out.put(work(name, steps))
+    return work(name, steps)
 
 
 def on_every_core(
@@ -73,13 +79,9 @@ def on_every_core(
 ) -> tuple[float, float]:
     """One single-threaded process a core, started together: the slowest one's seconds, the mean loss."""
     context = get_context("spawn")
-    together, out = context.Barrier(cores()), context.SimpleQueue()
-    workers = [context.Process(target=_one, args=(work, name, steps, together, out)) for _ in range(cores())]
-    for worker in workers:
-        worker.start()
-    results = [out.get() for _ in workers]
-    for worker in workers:
-        worker.join()
+    # Which ends the others where one dies, instead of waiting for it.
+    with ProcessPoolExecutor(cores(), context, _prepare, (context.Barrier(cores()),)) as pool:
+        results = [each.result() for each in [pool.submit(_one, work, name, steps) for _ in range(cores())]]
     return max(r[0] for r in results), statistics.mean(r[1] for r in results)
 
 

@@ -19,7 +19,7 @@ import pytest
 from sparsity_moves import names, training
 from sparsity_moves.errors import UserError
 from sparsity_moves.store import Store
-from sparsity_moves.store.files import digest
+from sparsity_moves.store.files import digest, write_json
 from sparsity_moves.store.shards import joined
 from sparsity_moves.studies import arm, certificate
 from sparsity_moves.studies.engine import EngineName
@@ -173,6 +173,16 @@ class TestCheck:
     def test_tables_written_anew_want_a_new_certificate(self, certified):
         planted(certified.root, VALUES / 2)
         assert "was written for another runs.parquet; certify again" in certificate.check(certified)[0]
+
+    def test_it_vouches_for_every_file(self, certified):
+        path = certified.root / certificate.FILE
+        own = json.loads(path.read_text())
+        own = {name: value for name, value in own.items() if name != "sha256"}
+        own["files"]["attention.parquet"] = "0" * 64
+        write_json(path, own)
+        assert certificate.check(certified) == [
+            f"{path} was written for another attention.parquet; certify again"
+        ]
 
     def test_damaged_or_missing_tables_are_not_certified(self, store, tmp_path):
         (store.root / "curves.parquet").write_bytes(b"")

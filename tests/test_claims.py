@@ -80,6 +80,9 @@ class TestTheFile:
     def test_a_side_is_an_arm_a_setting_and_a_moment(self) -> None:
         assert Side.read("moe norm=rms @final") == Side("moe", "norm=rms", "final")
         assert Side.read("dense") == Side("dense")
+        assert Side.read("moe @final over dense @final") == Side(
+            "moe", "", "final", over=Side("dense", "", "final")
+        )
         assert Side.read("moe @final / digit=ones") == Side("moe", moment="final", detail="digit=ones")
         assert Side.read("chance:copy the digit, no overflow") == Side(chance="copy the digit, no overflow")
 
@@ -110,6 +113,8 @@ class TestVerdicts:
             (SAME, 0.2, REPRODUCED),
             (SAME, 30, FAILED),
             (SAME, 5.5, UNDECIDED),
+            (SAME, 5.1, UNDECIDED),
+            (SAME, -30, FAILED),
         ],
     )
     def test_of_one_part(self, part: Part, mean: float, expected: str) -> None:
@@ -172,6 +177,33 @@ class TestVerdicts:
         assert found["sure"] == 200
         assert 0 < found["rare"] < 120
         assert found == board.of_five(draws=200)
+
+    def test_the_five_are_the_same_seeds_in_every_part(self) -> None:
+        """A claim whose two parts are one: with the same five seeds both hold or none does."""
+        once, twice = ([Tested(MORE, differences(3))] * n for n in (1, 2))
+        found = [
+            Board({"c": tested}, [], (Claim("c", "S.", "paper", "p", (MORE,)),)).of_five(draws=200)["c"]
+            for tested in (once, twice)
+        ]
+        assert found[0] == found[1]
+
+    def test_fives_are_of_the_seeds_that_all_parts_have(self) -> None:
+        part = Tested(MORE, differences(100))
+        fewer = Tested(MORE, {seed: value for seed, value in differences(100).items() if seed in SEEDS[:7]})
+        board = Board({"c": [part, fewer]}, [], (Claim("c", "S.", "paper", "p", (MORE,)),))
+        assert board.pairs(board.claims[0]) == 7
+        assert board.of_five(draws=50) == {"c": 50}
+
+    def test_the_p_that_is_shown_is_the_one_that_decides(self) -> None:
+        """Whatever cannot be tested yet."""
+        tested = [Tested(MORE, differences(mean)) for mean in (0.5, 3, 100)]
+        with_others = [*tested, *(Tested(MORE, {}) for _ in range(20))]
+        shown = [
+            Board({"c": each}, [], (Claim("c", "S.", "paper", "p", (MORE,)),)).p()
+            for each in (tested, with_others)
+        ]
+        assert shown[1][:3] == shown[0]
+        assert shown[1][3:] == [None] * 20
 
     def test_five_seeds_cannot_be_drawn_from_fewer(self) -> None:
         enough, few = (Tested(MORE, dict.fromkeys(range(n), 9.0)) for n in (5, 3))

@@ -80,6 +80,56 @@ def test_a_second_training_trains_nothing(command, results):
     assert {p: p.stat().st_mtime_ns for p in (results / "runs").rglob("*")} == before
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--without", "nowhere"), "nowhere holds no run"),
+        (("--checkpoints", "deadbeef"), "holds no parameters of a run deadbeef"),
+    ],
+)
+@pytest.mark.usefixtures("results")
+def test_a_pack_of_what_is_not_there_is_refused(command, tmp_path, words, said):
+    status, _, err = command("export", str(tmp_path / "pack"), "--profile", "smoke", *words)
+    assert status == 2
+    assert said in one_sentence(err)
+    assert not (tmp_path / "pack").exists()
+
+
+def test_a_pack_of_nothing_is_refused(command, tmp_path):
+    status, _, err = command("export", str(tmp_path / "pack"), "--profile", "smoke")
+    assert status == 2
+    assert "holds no run to pack" in one_sentence(err)
+
+
+def test_a_reader_that_goes_away_is_no_traceback():
+    words = [
+        sys.executable,
+        "-c",
+        "from sparsity_moves.cli import main; main()",
+        "status",
+        "--profile",
+        "smoke",
+    ]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=HERE) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        said = process.stderr.read()
+        assert process.wait() == 1
+    assert said == b""
+
+
+def test_runs_of_no_study_alone_make_no_tables(command, results, monkeypatch):
+    for path in results.glob("*.parquet"):
+        path.unlink()
+    (results / "manifest.json").unlink()
+    other = arm("dense", "smoke", "add7", 3, steps=4, evaluate_every=2)
+    monkeypatch.setattr(studies, "every", lambda profile: [Study("other", (("dense", other),))])
+    status, out, err = command("train", "--profile", "smoke", "--minutes", "0")
+    assert status == 0, err
+    assert "1 are still missing" in out
+
+
 class TestOnAMachineThatIsLentForAWhile:
     def test_nothing_is_begun_once_the_time_is_up_and_the_same_command_goes_on(self, command):
         status, out, _ = command("train", "--profile", "smoke", "--minutes", "0")

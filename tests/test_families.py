@@ -17,6 +17,7 @@ from sparsity_moves.names import FAMILIES
 from sparsity_moves.store import Broken, Store, export, families, measured, merge
 from sparsity_moves.store.run_files import recorded
 from sparsity_moves.studies import Study, arm, engine, measures, measuring, tables
+from sparsity_moves.studies.engine.planning import trained_meanwhile
 from sparsity_moves.studies.measuring import CHEAP, fill, lacking, wanted
 from sparsity_moves.training import train
 
@@ -161,6 +162,8 @@ class TestMissing:
         expected = measured.rows(Store(computed), "probes", IDS)
         assert measured.rows(old, "probes", IDS).equals(expected)
         assert engine.run(SPECS[1:3], old, measured=True, quiet=True) == 0
+        assert trained_meanwhile(SPECS[1], old, None, measured=True)
+        assert not trained_meanwhile(SPECS[0], old, None, measured=True)
 
     def test_a_merge_adds_them_to_runs_that_lack_them(self, old, computed, tmp_path):
         export(Store(computed), IDS, tmp_path / "pack")

@@ -312,6 +312,19 @@ def test_without_its_ffns_a_model_is_one_whose_ffns_are_zero():
     assert torch.equal(found, model(tokens).logits)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"ffn": "tree", "tree_depth": 10}, "a tree of height 10 has more nodes than the 512 units"),
+        ({"ffn": "tree", "tree_depth": 0}, "."),
+        ({"ffn": "dense", "activation": "foo"}, "no activation is called 'foo'"),
+    ],
+)
+def test_a_layer_that_there_is_not_is_refused_before_anything_is_trained(wrong, said):
+    with pytest.raises(UserError, match=said):
+        LanguageSpec(seed=0, **wrong)
+
+
 def test_settings_that_are_none_are_refused():
     with pytest.raises(UserError, match="no FFN is called 'sparse'"):
         LanguageSpec(ffn="sparse", seed=0)

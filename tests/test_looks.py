@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import polars as pl
 import pytest
 
+from sparsity_moves.errors import UserError
 from sparsity_moves.figures import looks as drawn
+from sparsity_moves.store import looks as looks_store
 from sparsity_moves.store.looks import LOOKS, Looks
 from sparsity_moves.store.tables import MANIFEST, Broken
 from sparsity_moves.studies import usage
@@ -59,6 +63,31 @@ def test_a_damaged_table_or_manifest_is_told(kept):
     (kept.root / MANIFEST).write_text("{}")
     with pytest.raises(Broken, match=r"manifest\.json is missing or damaged"):
         kept.missing([settings(1)])
+
+
+@pytest.mark.parametrize("killed_at", ["manifest", "place"])
+def test_a_writer_that_is_ended_leaves_the_old_looks_or_the_new(kept, monkeypatch, killed_at):
+    before = kept.table()
+
+    replace = Path.replace
+
+    def refuse(*_: object) -> None:
+        raise UserError("no space")
+
+    def stay(path: Path, to: Path) -> Path:
+        return refuse() if path.name == looks_store.NEXT else replace(path, to)
+
+    with monkeypatch.context() as patch:
+        if killed_at == "manifest":
+            patch.setattr(looks_store, "write_json", refuse)
+        else:
+            patch.setattr(Path, "replace", stay)
+        with pytest.raises(UserError):
+            kept.add([(settings(9), rows(0.0, 0.1))], device="cpu", seconds=1)
+    assert len(kept.table()) == len(before) + (0 if killed_at == "manifest" else 2)
+    kept.add([(settings(10), rows(0.0, 0.1))], device="cpu", seconds=1)
+    assert len(kept.table()) == len(before) + (2 if killed_at == "manifest" else 4)
+    assert not list(kept.root.glob(".*.next"))
 
 
 def test_growth_and_cure_are_paired_by_seed(kept):

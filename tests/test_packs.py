@@ -16,7 +16,7 @@ import torch
 from sparsity_moves.errors import UserError
 from sparsity_moves.measures import measure
 from sparsity_moves.store import Broken, Store, export, merge
-from sparsity_moves.store.files import digest
+from sparsity_moves.store.files import digest, write_json
 from sparsity_moves.studies import Study, arm, engine, tables
 from sparsity_moves.training import train
 
@@ -231,8 +231,31 @@ class TestPacks:
         assert store.directories() == IDS[:1]
         assert write_tables(store) == {name: (full.root / name).read_bytes() for name in TABLES}
 
-    def test_a_whole_store_is_merged_as_a_pack_is(self, full, store):
+    def test_parameters_for_runs_that_no_table_holds_yet_bring_the_tables_with_them(self, full, store, pack):
+        store.runs.mkdir(parents=True)
+        for spec_id in IDS:
+            shutil.copytree(full.runs / spec_id, store.runs / spec_id)
+            (store.runs / spec_id / "checkpoint.safetensors").unlink()
+            record = json.loads((store.runs / spec_id / "record.json").read_text())
+            record = {name: value for name, value in record.items() if name != "sha256"}
+            del record["files"]["checkpoint.safetensors"]
+            write_json(store.runs / spec_id / "record.json", record)
+        taken = merge(store, pack)
+        assert (taken.new, set(taken.there_already)) == ((), set(IDS))
+        assert store.damage() == []
+        assert store.table("runs.parquet")["spec_id"].n_unique() == len(IDS)
+
+    def test_tables_whose_manifest_is_lost_are_set_aside(self, full):
+        shutil.rmtree(full.runs)
         (full.root / "manifest.json").unlink()
+        assert any("runs.parquet is there, but manifest.json" in said for said in full.damage())
+        said = full.set_tables_aside()["runs.parquet"]
+        assert full.damage() == []
+        assert Path(said.rpartition("set aside as ")[2]).exists(), "nothing is thrown away"
+
+    def test_a_whole_store_is_merged_as_a_pack_is(self, full, store):
+        for path in (full.root / "manifest.json", *full.root.glob("*.parquet")):
+            path.unlink()
         assert set(merge(store, full.root).new) == set(IDS)
         assert store.kept(IDS[3])
 

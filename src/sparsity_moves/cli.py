@@ -3,6 +3,7 @@ bench · usage · language."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Collection
@@ -19,8 +20,8 @@ from sparsity_moves.cli_looks import Language, Usage
 from sparsity_moves.errors import UserError
 from sparsity_moves.names import EngineName, LooksName, Moment, Profile, TaskName, results_folder
 from sparsity_moves.store import Store, export
-from sparsity_moves.store.looks import LOOKS
-from sparsity_moves.store.tables import EVERY
+from sparsity_moves.store.looks import LOOKS, Looks
+from sparsity_moves.store.tables import EVERY, Broken
 
 if TYPE_CHECKING:
     from sparsity_moves.training import Spec
@@ -32,7 +33,7 @@ class Train:
 
     profile: Profile = "laptop"
     workers: int | None = None
-    """Shards in training at once; as many as there are cores or GPUs unless given."""
+    """Shards in training at once; as many as there are cores, or a few a GPU, unless given."""
     engine: EngineName = "local"
     """Processes of this machine, or workers of a Ray cluster (needs the extra `ray`)."""
     address: str | None = None
@@ -137,7 +138,7 @@ def _row(name: str, specs: Collection[Spec], missing: Collection[Spec]) -> list[
 
 @dataclass(frozen=True)
 class Verify:
-    """Check every stored run and table against its checksum, and the certificate against the tables.
+    """Check every stored run, table and look against its checksum, and the certificate against the tables.
 
     Needs no torch.
     """
@@ -149,7 +150,7 @@ class Verify:
 
         where = Store(results_folder(self.profile))
         certified = (where.root / certificate.FILE).exists()
-        if damage := where.damage() or (certificate.check(where) if certified else []):
+        if damage := where.damage() + _broken_looks() or (certificate.check(where) if certified else []):
             print("\n".join(damage), file=sys.stderr)
             return 1
         tables = "all tables" if where.tables else "no tables yet"
@@ -157,6 +158,17 @@ class Verify:
         if certified:
             print(f"{certificate.summary(where)}: computed again from the tables, they are the same")
         return 0
+
+
+def _broken_looks() -> list[str]:
+    """A sentence for every table of looks that is damaged."""
+    found = []
+    for name in get_args(LooksName):
+        try:
+            Looks(results_folder(name)).table()
+        except Broken as broken:
+            found.append(str(broken))
+    return found
 
 
 @dataclass(frozen=True)
@@ -187,7 +199,14 @@ class Export:
 
     def run(self) -> int:
         where = studies.store(self.profile)
+        if not where.spec_ids():
+            raise UserError(f"{where.root} holds no run to pack")
         known = set() if self.without is None else set(Store(self.without).spec_ids())
+        if self.without is not None and not known:
+            raise UserError(f"{self.without} holds no run: it is no store that could be left out")
+        for spec_id in self.checkpoints:
+            if not where.checkpoint_file(spec_id):
+                raise UserError(f"{where.root} holds no parameters of a run {spec_id}")
         taken = export(where, [i for i in where.spec_ids() if i not in known], self.folder, self.checkpoints)
         print(f"{len(taken.new)} runs packed in {self.folder}, {len(taken.there_already)} were there already")
         return 0
@@ -321,6 +340,9 @@ def main() -> None:
     except UserError as error:
         print(f"sparsity-moves: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # who read what is printed has gone; nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt:
         print("sparsity-moves: stopped; finished runs are kept, the same command goes on", file=sys.stderr)
         sys.exit(130)

@@ -61,6 +61,14 @@ class LanguageSpec:
             raise UserError(f"no FFN is called '{self.ffn}'; there are {', '.join(get_args(Kind))}")
         if self.steps < 1 or self.evaluate_every < 1:
             raise UserError("a run takes at least one step, and looks at itself at least every so many")
+        if self.activation not in get_args(Activation):
+            known = ", ".join(get_args(Activation))
+            raise UserError(f"no activation is called '{self.activation}'; there are {known}")
+        if self.ffn.startswith("tree") and (2 << self.tree_depth) - 1 > self.width:
+            raise UserError(
+                f"a tree of height {self.tree_depth} has more nodes than the {self.width} units of the layer"
+            )
+        _ = self.shape  # which refuses what is no FFN before anything is trained
 
     @property
     def shape(self) -> FeedForward:

@@ -15,9 +15,8 @@ from sparsity_moves.measures.probes import Recipe, read
 from sparsity_moves.measures.tidy import Columns, Subject, tidy
 
 READ_OUT = Recipe("read-out", 0.1, 1000, 512, False, 0.7, anneal=True)
-"""Ours: a twentieth of the authors' work, and as far: their rate does not fall, and does not come to rest."""
-AUTHORS = Recipe("code", 0.1, 2000, 0, False, 0.7)
-"""What their public code does."""
+"""Ours: a twentieth of the work of the authors' code (2,000 steps on everything), and as far: their rate does not
+fall, and does not come to rest."""
 
 
 @torch.no_grad()

@@ -1,9 +1,9 @@
 """Multi-head attention: softmax(q · k / √K) v, twice.
 
-`attend` is the formula. `attend_by_table` gives the same where queries, keys and values are rows of small
-tables, as in the first layer, whose residual stream depends on (position, token) alone. It multiplies the tables
-out once and looks scores up, and its softmax runs along the outermost axis, where it vectorises: a softmax over
-rows of eight costs more than all of an attention's products.
+`attention_pattern` and `mix` are the formula. `attend_by_table` gives the same where queries, keys and values
+are rows of small tables, as in the first layer, whose residual stream depends on (position, token) alone. It
+multiplies the tables out once and looks scores up, and its softmax runs along the outermost axis, where it
+vectorises: a softmax over rows of eight costs more than all of an attention's products.
 """
 
 from __future__ import annotations

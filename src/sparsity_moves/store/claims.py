@@ -38,6 +38,7 @@ class Claims:
         return True
 
     def free(self, spec_ids: Iterable[str]) -> None:
+        """Let others have these runs."""
         for spec_id in spec_ids:
             fcntl.lockf(self.file, fcntl.LOCK_UN, 1, place(spec_id))
 

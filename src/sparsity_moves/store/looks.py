@@ -20,6 +20,8 @@ from sparsity_moves.store.run_files import address, parquet
 from sparsity_moves.store.tables import MANIFEST, Broken, versions
 
 LOOKS = "looks.parquet"
+NEXT = ".looks.parquet.next"
+"""A new table, until the manifest that speaks of it is written: from then on it counts."""
 Settings = Mapping[str, Any]
 
 
@@ -34,10 +36,16 @@ class Looks:
         manifest = self.manifest()
         if manifest is None:
             return pl.DataFrame()
-        path = self.root / LOOKS
-        if not path.exists() or sha256(path) != manifest["files"][LOOKS]:
-            raise Broken(f"{path} is missing or damaged: it does not match its checksum in {MANIFEST}")
-        return pl.read_parquet(path)
+        return pl.read_parquet(self._file(manifest))
+
+    def _file(self, manifest: dict[str, Any]) -> Path:
+        """The table that the manifest speaks of: in its place, or still beside it where a writer was ended."""
+        for path in (self.root / LOOKS, self.root / NEXT):
+            if path.exists() and sha256(path) == manifest["files"][LOOKS]:
+                return path
+        raise Broken(
+            f"{self.root / LOOKS} is missing or damaged: it does not match its checksum in {MANIFEST}"
+        )
 
     def manifest(self) -> dict[str, Any] | None:
         """What is known of the runs; None where there are none. Raises `Broken`."""
@@ -57,6 +65,8 @@ class Looks:
         """Add runs, settings and looks of each, or replace them; `about` says how they came to be."""
         with locked(self.root / ".lock"):
             manifest = self.manifest() or {"runs": {}}
+            if manifest["runs"] and (there := self._file(manifest)).name == NEXT:
+                there.replace(self.root / LOOKS)
             own = {address(dict(settings)): (dict(settings), rows) for settings, rows in runs}
             frames = [
                 pl.DataFrame([{"run": run, **settings, **row} for row in rows], infer_schema_length=None)
@@ -65,10 +75,10 @@ class Looks:
             old = self.table()
             if len(old):
                 frames.insert(0, old.filter(~pl.col("run").is_in(list(own))))
-            content = parquet(pl.concat(frames, how="diagonal_relaxed"))
-            write_bytes(self.root / LOOKS, content)
+            write_bytes(self.root / NEXT, parquet(pl.concat(frames, how="diagonal_relaxed")))
             known = manifest["runs"] | {
                 run: {"settings": settings, "packages": versions(), **about}
                 for run, (settings, _) in own.items()
             }
-            write_json(self.root / MANIFEST, {"files": {LOOKS: sha256(self.root / LOOKS)}, "runs": known})
+            write_json(self.root / MANIFEST, {"files": {LOOKS: sha256(self.root / NEXT)}, "runs": known})
+            (self.root / NEXT).replace(self.root / LOOKS)

@@ -76,6 +76,10 @@ def _take(store: Store, source: Store, spec_ids: list[str], checkpoints: Collect
             runs = pl.concat([store.table(RUNS), runs], how="diagonal_relaxed")
             curves = pl.concat([store.table(CURVES), curves], how="diagonal_relaxed")
             shards = joined(store.tables.shards() + shards)
+        elif both:  # runs that no table holds yet
+            runs = pl.concat([store.moments(both), runs], how="diagonal_relaxed")
+            curves = pl.concat([store.curves(both), curves], how="diagonal_relaxed")
+            shards = joined(store.shards(set(both)) + shards)
         unnamed = [pl.lit(None, pl.String).alias(c) for c in ("study", "arm") if c not in runs.columns]
         store.tables.write(runs.with_columns(unnamed), curves, shards, parameters, measures)
     return Taken(tuple(new), tuple(both))

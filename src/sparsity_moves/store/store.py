@@ -187,7 +187,7 @@ class Store:
         with self.writing():
             said = self.tables.damage()
             for name in said:
-                if name.startswith("checkpoints/") or name in FILES:  # what can be missing
+                if self.tables and (name.startswith("checkpoints/") or name in FILES):  # what can be missing
                     self.tables.without(name)
                 if (self.root / name).exists():
                     said[name] += f"; it was set aside as {self._aside(self.root / name)}"

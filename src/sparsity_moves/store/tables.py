@@ -133,7 +133,9 @@ class Tables:
     def damage(self) -> dict[str, str]:
         """One sentence for every file that is not what the manifest says, by its name."""
         if not self:
-            return {}
+            alone = [name for name in EVERY if (self.root / name).exists()]
+            why = f"{MANIFEST}, which vouches for it, is missing; {self._again}"
+            return {name: f"{self.root / name} is there, but {why}" for name in alone}
         found = {}
         try:
             names = [*self.manifest()["files"]]

@@ -94,7 +94,10 @@ def write_tables(profile: Profile) -> None:
     from sparsity_moves.studies.study import tables
 
     where = store(profile)
+    wanted = {spec.spec_id for study in every(profile) for spec in study.specs}
     with where.writing():
+        if wanted.isdisjoint(where.spec_ids()) and not where.tabled():
+            return  # only runs that no study asks for
         runs, curves = tables(every(profile), where)
         shards = where.shards(set(runs["spec_id"]))
         circumstances: dict[str, Any] = {

@@ -52,7 +52,10 @@ def certify(store: Store, lock: Path) -> Row:
 
 
 def check(store: Store) -> list[str]:
-    """Every way in which the certificate and the tables disagree, one sentence each."""
+    """Every way in which the certificate and the tables disagree, one sentence each.
+
+    The lock's hash is a record of what the runs were certified with: another lock is no disagreement.
+    """
     path = store.root / FILE
     certificate = read_json(path)
     if certificate is None:
@@ -60,13 +63,13 @@ def check(store: Store) -> list[str]:
             f"{path} is missing or damaged; `sparsity-moves certify --profile {store.root.name}` writes it anew"
         ]
     files = store.tables.manifest()["files"]
-    found = [
-        f"{path} was written for another {name}; certify again"
-        for name in TABLES
-        if certificate["files"].get(name) != files[name]
-    ]
-    if found:
-        return found
+    other = [name for name, sha in files.items() if certificate["files"].get(name) != sha]
+    if other := sorted(
+        {*other, *(certificate["files"].keys() - files.keys())}, key=lambda n: (n not in TABLES, n)
+    ):
+        more = f" and {len(other) - 1} more files" if other[1:] else ""
+        return [f"{path} was written for another {other[0]}{more}; certify again"]
+    found = []
     again = numbers(store)
     if (certificate["runs"], certificate["diverged"]) != (again["runs"], again["diverged"]):
         found.append(f"{path} counts other runs than the tables hold")

@@ -38,6 +38,7 @@ class Side:
 
     @staticmethod
     def read(text: str) -> Side:
+        """A side as the file writes it: `arm setting @moment / detail`, `a over b`, or `chance:strategy`."""
         one, _, other = text.partition(" over ")
         if other:
             return replace(Side.read(one), over=Side.read(other))

@@ -16,6 +16,7 @@ SMOKE = ("moe_switch", "moe_hash", "moe_top2")
 
 
 def study(profile: Profile = "paper") -> Study:
+    """Every control of every task, at its seeds."""
     return Study(
         "controls",
         tuple(

@@ -55,6 +55,7 @@ FIRST = ("spec_id", "study", "task", "arm", "seed", "moment", "step")
 
 
 def named(study: Study) -> pl.DataFrame:
+    """`study`, `arm` and `spec_id` of its runs, in their order."""
     return pl.DataFrame(
         {
             "spec_id": [spec.spec_id for spec in study.specs],

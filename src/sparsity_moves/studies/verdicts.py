@@ -111,7 +111,7 @@ class Board:
     @cached_property
     def corrected_for(self) -> int:
         """Tests that the correction counts: those that all seeds can make."""
-        return sum(len(tested.differences) >= FEWEST for tested in self._flat)
+        return sum(self._testable)
 
     def verdicts(self, seeds: Collection[int] | None = None) -> dict[str, str]:
         """The verdict on every claim over these seeds (all, unless given), by its id."""
@@ -122,11 +122,12 @@ class Board:
         """In how many draws of five of its seeds each claim holds, or turns out stronger; None where it has fewer."""
         source = np.random.default_rng(0)
         rows = []
-        for tested in self._flat:
-            values = np.array([*tested.differences.values()])
-            few = min(FIVE, len(values))
-            order = source.random((draws, len(values))).argsort(axis=1)[:, :few]
-            rows.append(values[order] if len(values) else np.empty((draws, 0)))
+        for claim in self.claims:
+            seeds = self._shared(claim)
+            order = source.random((draws, len(seeds))).argsort(axis=1)[:, :FIVE]
+            for tested in self.tested[claim.id]:
+                values = np.array([tested.differences[seed] for seed in seeds if tested.differences])
+                rows.append(values[order] if len(values) else np.empty((draws, 0)))
         found = self._judged(rows, draws)
         good = (REPRODUCED, STRONGER)
         return {
@@ -136,15 +137,28 @@ class Board:
 
     def pairs(self, claim: Claim) -> int:
         """Pairs of seeds that every measured part of a claim has; 0 where none is measured."""
-        return min((len(each.differences) for each in self.tested[claim.id] if each.differences), default=0)
+        return len(self._shared(claim))
+
+    def _shared(self, claim: Claim) -> list[int]:
+        """The seeds of all of a claim's measured parts."""
+        each = [set(tested.differences) for tested in self.tested[claim.id] if tested.differences]
+        return sorted(set.intersection(*each)) if each else []
 
     def p(self) -> list[float | None]:
         """The corrected p of every part over all seeds, in order; None where there is no test."""
         rows = [np.array([*tested.differences.values()])[None] for tested in self._flat]
-        p = adjusted(self._p(rows, 1))[0]
-        return [
-            float(p[i]) if len(tested.differences) >= FEWEST else None for i, tested in enumerate(self._flat)
-        ]
+        p = self._corrected(rows, 1)[0]
+        return [float(p[i]) if there else None for i, there in enumerate(self._testable)]
+
+    @cached_property
+    def _testable(self) -> list[bool]:
+        return [len(tested.differences) >= FEWEST for tested in self._flat]
+
+    def _corrected(self, rows: list[np.ndarray], draws: int) -> np.ndarray:
+        """p of every part in every draw, corrected for the tests that there are."""
+        p = self._p(rows, draws)
+        p[:, self._testable] = adjusted(p[:, self._testable])
+        return p
 
     def _p(self, rows: list[np.ndarray], draws: int) -> np.ndarray:
         """p of every part in every draw, (draws, parts). What cannot be tested counts as nothing found: 1."""
@@ -157,9 +171,7 @@ class Board:
         return p
 
     def _judged(self, rows: list[np.ndarray], draws: int) -> list[dict[str, str]]:
-        p = self._p(rows, draws)
-        there = [len(tested.differences) >= FEWEST for tested in self._flat]
-        p[:, there] = adjusted(p[:, there])
+        p = self._corrected(rows, draws)
         outcome = [
             _outcomes(tested, values, p[:, i])
             for i, (tested, values) in enumerate(zip(self._flat, rows, strict=True))
@@ -215,6 +227,7 @@ def _verdict(outcomes: list[str], size: list[int]) -> str:
 
 
 def chosen(values: Values, seeds: Collection[int] | None) -> Values:
+    """Those of these seeds; all where none are named."""
     return values if seeds is None else {seed: value for seed, value in values.items() if seed in seeds}
 
 

@@ -46,6 +46,7 @@ class Dropout:
         self.step = torch.zeros((), dtype=torch.long, device=device)
 
     def at(self, step: int) -> None:
+        """Turn to a step: `keeps` gives its masks from now on."""
         self.step.fill_(step)
 
     def keeps(self, component: int, shape: torch.Size) -> Bool[Tensor, "M ..."]:

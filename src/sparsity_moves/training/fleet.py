@@ -143,6 +143,7 @@ class Fleet:
         return entropy
 
     def update(self, tokens: Tensor, targets: Tensor) -> Float[Tensor, " M"]:
+        """Loss, gradients, clipping and AdamW: what a step does, recorded or not; gives the cross-entropy before."""
         entropy, loss = self.loss(tokens, targets)
         # A router that nothing trains has the gradient zero.
         gradients = torch.autograd.grad(loss.sum(), self.trained, allow_unused=True, materialize_grads=True)

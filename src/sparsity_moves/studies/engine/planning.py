@@ -8,10 +8,8 @@ from dataclasses import dataclass
 
 from sparsity_moves.model import count
 from sparsity_moves.store import Broken, Store
-from sparsity_moves.store.families import file_name
-from sparsity_moves.store.store import held
 from sparsity_moves.store.tables import checkpoint_name
-from sparsity_moves.studies.measuring import unmeasurable, wanted
+from sparsity_moves.studies.measuring import lacking, unmeasurable
 from sparsity_moves.training import Spec
 
 STACK = {"cpu": 8, "cuda": 64}
@@ -74,7 +72,7 @@ def missing(
     """
     lost = store.set_tables_aside() if store.tables.damage() else {}
     todo, said = [], list(lost.values())
-    lack = unmeasurable(specs, store) if measured else ()
+    lack = set(unmeasurable(specs, store)) if measured else set()
     for spec in dict.fromkeys(specs):
         sentence = damaged(spec.spec_id, store)
         if sentence:
@@ -107,5 +105,4 @@ def damaged(spec_id: str, store: Store) -> str | None:
 def trained_meanwhile(spec: Spec, store: Store, moment: str | None, measured: bool = False) -> bool:
     """Whether another process has stored a run that was missing."""
     there = (store.runs / spec.spec_id / "record.json").exists()
-    whole = not measured or held(store.runs / spec.spec_id) >= {file_name(family) for family in wanted(spec)}
-    return there and whole and (moment is None or store.has(spec, moment))
+    return there and not (measured and lacking([spec], store)) and (moment is None or store.has(spec, moment))

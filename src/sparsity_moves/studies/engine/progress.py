@@ -16,6 +16,7 @@ Show = Callable[[float, str], None]
 
 @contextmanager
 def shown(quiet: bool) -> Iterator[Show]:
+    """A bar in a terminal or notebook, lines elsewhere, of the share done and the time left; nothing if quiet."""
     console = Console(stderr=True)
     if quiet:
         yield lambda done, text: None
