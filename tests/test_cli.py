@@ -316,6 +316,23 @@ def test_a_chapter_with_settings_that_do_not_fit_is_refused(command, tmp_path, w
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.parametrize(
+    ("chapter", "study"), [("router", "argument"), ("tree_redistribution", "trees"), ("tree_speed", None)]
+)
+def test_what_a_chapter_needs_is_trained_before_it_where_progress_is_seen(
+    command, monkeypatch, chapter, study
+):
+    from sparsity_moves.publishing import site
+
+    asked: list = []
+    monkeypatch.setattr(engine, "run", lambda specs, store: asked.extend(specs))
+    monkeypatch.setattr(site, "build_chapter", lambda *given, **more: "there")
+    status, out, _ = command("chapter", chapter, "--profile", "smoke")
+    assert (status, out) == (0, "the chapter is at there\n")
+    expected = list(getattr(studies, study).study("smoke").specs) if study else []
+    assert asked == expected
+
+
 def test_a_chapter_that_is_not_there_is_refused(command):
     status, _, err = command("chapter", "no_such_chapter", "--profile", "smoke")
     assert status == 2

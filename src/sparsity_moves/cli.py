@@ -279,7 +279,11 @@ class Chapter:
                 number_of_seeds=self.seeds,
             )
             needed = [study, studies.sweep.study(profile)]
-            studies.engine.run([spec for s in needed for spec in s.specs], studies.store(profile))
+        else:  # here, where progress can be seen; a notebook trains in silence
+            text = source.read_text(encoding="utf-8") if source.exists() and profile != "paper" else ""
+            names = [name for name in studies.CHAPTERS if f"studies.{name}." in text]
+            needed = [getattr(studies, name).study(profile) for name in names]
+        studies.engine.run([spec for s in needed for spec in s.specs], studies.store(profile))
         print(f"the chapter is at {site.build_chapter(root(), self.name, given, reads=tables(profile))}")
         return 0
 
