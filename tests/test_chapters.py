@@ -239,7 +239,7 @@ class TestAgreement:
         same, apart = (
             self.told(tmp_path / "lab_agreement.json", ends) for ends in ([-0.1, 0.2], [0.05, 0.2])
         )
-        assert "no difference is found, and one of 20 points is not ruled out" in same
+        assert "no difference is found, and one of 20.0 points is not ruled out" in same
         assert ">30.0" in same
         assert ">20.0" in same
         assert "they differ" in apart

@@ -268,7 +268,9 @@ def _published(
     ]
     return [
         shown.mark_rule(strokeWidth=1, strokeDash=[2, 2]).encode(alt.X("low:Q"), alt.X2("high:Q")),
-        shown.mark_point(shape=STAR, size=230).encode(x, colour, tooltip=tips),
+        shown.mark_point(shape=STAR, size=230, opacity=1, stroke="currentColor", strokeWidth=1).encode(
+            x, colour, tooltip=tips
+        ),
         shown.mark_text(align="left", dx=9, fontSize=11).encode(alt.X("edge:Q"), text="words:N"),
     ]
 

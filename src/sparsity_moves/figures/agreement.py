@@ -32,7 +32,7 @@ def agreement() -> str:
             f"- {setting}: {lab} in the lab, {python} in Python; {told['level']:.1%} interval of the difference "
             f"{signed(low, 1)} to {signed(high, 1)} points (Welch), "
             + (
-                f"no difference is found, and one of {max(-low, high):.0f} points is not ruled out."
+                f"no difference is found, and one of {max(-low, high):.1f} points is not ruled out."
                 if low <= 0 <= high
                 else "**which leaves zero out: they differ.**"
             )

@@ -7,7 +7,7 @@ import polars as pl
 
 from sparsity_moves.figures.ablation import STAR
 from sparsity_moves.figures.book_renderer import Figure, show
-from sparsity_moves.figures.prose import Text, say
+from sparsity_moves.figures.prose import Text, listed, say
 from sparsity_moves.figures.summary import METHOD, summaries
 from sparsity_moves.figures.theme import arm_colours, arm_label, arm_shapes
 from sparsity_moves.figures.words import MOMENT_NAMES, profile, seeds, task_of
@@ -102,7 +102,7 @@ def strip(
         sort=labels,
         title=None,
         scale=alt.Scale(domain=labels, paddingInner=0.25),
-        axis=alt.Axis(labelLimit=200),
+        axis=alt.Axis(labelLimit=260),
     )
     lane = alt.YOffset("lane:N", sort=None, scale=alt.Scale(domain=lanes))
     domain = [0, 100] if scale == 100 else [0, 1]
@@ -159,7 +159,7 @@ def strip(
     return show(
         chart,
         name=name,
-        caption=f"{caption} {marks(main, own)}",
+        caption=f"{caption} {marks(main, own)}{_lanes(own is not None, len(beside) > 0)}",
         alt=f"Strip plot, a row an arm. {_in_words(means, columns[0], next(iter(moments)))}",
         data=models.drop_nulls("arm"),
     )
@@ -176,6 +176,13 @@ def marks(main: pl.DataFrame, own: pl.DataFrame | None) -> str:
         said += " *This computer*: shorter runs, trained where these pages were built "
         said += f"({seeds(own)}, {profile(own)})."
     return said.strip()
+
+
+def _lanes(own: bool, beside: bool) -> str:
+    """Which of a row's lanes is whose, from the top."""
+    lanes = ["full scale"] + ["*this computer*"] * own
+    lanes += ["published (star; dotted: ± its standard deviation)"] * beside
+    return f" In each row from the top: {listed(lanes)}." if lanes[1:] else ""
 
 
 def _models(rows: pl.DataFrame, lane: str, columns: Sequence[str], scale: float) -> pl.DataFrame:
@@ -232,7 +239,9 @@ def _stars(beside: pl.DataFrame, y: alt.Y, lane: alt.YOffset, colour: alt.Color)
     rule = shown.transform_filter("datum.sd > 0").mark_rule(strokeWidth=1, strokeDash=[2, 2])
     return [
         rule.encode(alt.X("low:Q"), alt.X2("high:Q"), y, lane),
-        shown.mark_point(shape=STAR, size=200).encode(alt.X("value:Q"), y, lane, colour, tooltip=tips),
+        shown.mark_point(shape=STAR, size=200, opacity=1, stroke="currentColor", strokeWidth=1).encode(
+            alt.X("value:Q"), y, lane, colour, tooltip=tips
+        ),
     ]
 
 

@@ -87,7 +87,7 @@ def by_height(argument: Argument, task: TaskName = "add7") -> Figure | Text:
     chart = alt.layer(
         lines.mark_rule(strokeDash=[6, 4], opacity=0.6).encode(alt.Y("mean:Q"), tooltip=level_tips),
         lines.mark_text(align="right", dy=-5, fontSize=10, fontStyle="italic").encode(
-            alt.Y("mean:Q"), x=alt.value(456), text="arm:N"
+            alt.Y("mean:Q"), x=alt.value(alt.ExprRef("width - 4")), text="arm:N"
         ),
         alt.Chart(rows)
         .transform_filter(here)

@@ -32,7 +32,8 @@ def task_of(rows: pl.DataFrame) -> Task:
     """The task that these rows of `runs.moments` were run on: all of one task, at one setting."""
     fields = {"add7": ("digits", "addend", "train_below"), "modular_addition": ("modulus", "train_fraction")}
     name = rows["task"][0]
-    return TASKS[name](**{field: rows[field][0] for field in fields.get(name, ("alphabet", "symbols"))})
+    wanted = fields.get(name, ("alphabet", "symbols"))
+    return TASKS[name](**{field: rows[field][0] for field in wanted if field in rows.columns})
 
 
 def setting(rows: pl.DataFrame) -> str:
