@@ -48,6 +48,7 @@ def component_ablation(moments: pl.DataFrame, full: pl.DataFrame | None = None) 
             beside.filter(task=task),
             arms,
             lanes,
+            full=None if full is None else full.filter(task=task),
             last=place == len(TASK_NAMES) - 1,
         )
         for place, task in enumerate(TASK_NAMES)
@@ -65,7 +66,12 @@ def component_ablation(moments: pl.DataFrame, full: pl.DataFrame | None = None) 
             f"({seeds_said}, {profile(rows)}), hollow where the model has not learned its task. Tick and bar: mean "
             f"and {METHOD}. Stars: values published by {{cite:t}}`smithline2026` with their standard "
             f"deviation over 5 seeds where given, shown for the checkpoint and the zeroing they are for. Dashed "
-            f"lines: answers that need no computation (see {{numref}}`tab-chance`)."
+            f"lines: answers that need no computation (see {{numref}}`tab-chance`)"
+            + (
+                "; dotted: the same for the full-scale runs and the published values, where their task is larger."
+                if full is not None
+                else "."
+            )
         ),
         alt=(
             "Strip plots for three tasks. Each row is one feed-forward layer; each symbol one model's accuracy "
@@ -129,6 +135,7 @@ def _panel(
     arms: list[str],
     lanes: list[str],
     *,
+    full: pl.DataFrame | None,
     last: bool,
 ) -> alt.LayerChart:
     """One task. All layers share the arm on y, a lane for each origin of the numbers, and percent on x."""
@@ -212,7 +219,7 @@ def _panel(
     if "full" in lanes:
         layers.append(diamonds.encode(x, tooltip=mean_tips))
     panel: alt.LayerChart = (
-        alt.layer(*_chance(rows), *layers, *_published(task, beside, y, lane, x, colour))
+        alt.layer(*_chance(rows, full), *layers, *_published(task, beside, y, lane, x, colour))
         .resolve_scale(color="independent", shape="independent", fill="independent")
         .properties(
             title=alt.Title(
@@ -275,10 +282,14 @@ def _published(
     ]
 
 
-def _chance(rows: pl.DataFrame) -> list[alt.Chart]:
-    lines = pl.DataFrame(
-        [{"percent": round(100 * share, 2), "line": name} for name, share in task_of(rows).chance().items()]
-    )
+def _shares(rows: pl.DataFrame) -> pl.DataFrame:
+    """What strategies score that compute nothing, on the task that these runs learned."""
+    shares = task_of(rows).chance().items()
+    return pl.DataFrame([{"percent": round(100 * share, 2), "line": name} for name, share in shares])
+
+
+def _chance(rows: pl.DataFrame, full: pl.DataFrame | None) -> list[alt.Chart]:
+    lines = _shares(rows)
     base = alt.Chart(lines).encode(alt.X("percent:Q"))
     tips = [alt.Tooltip("line:N", title="strategy"), alt.Tooltip("percent:Q", title="accuracy (%)")]
     names = [  # one above the other, since the lines may stand close
@@ -287,7 +298,12 @@ def _chance(rows: pl.DataFrame) -> list[alt.Chart]:
         .encode(y=alt.value(0), text="line:N")
         for place, name in enumerate(lines["line"])
     ]
-    return [base.mark_rule(strokeDash=[6, 4], opacity=0.6).encode(tooltip=tips), *names]
+    layers = [base.mark_rule(strokeDash=[6, 4], opacity=0.6).encode(tooltip=tips), *names]
+    if full is not None and len(full) and not (larger := _shares(full)).equals(lines):
+        named = larger.with_columns(pl.format("full scale: {}", "line").alias("line"))
+        rule = alt.Chart(named).mark_rule(strokeDash=[1, 4], strokeWidth=1.5)
+        layers.append(rule.encode(alt.X("percent:Q"), tooltip=tips))
+    return layers
 
 
 def _in_words(means: pl.DataFrame) -> str:
