@@ -131,6 +131,7 @@ def train_shard(
         **circumstances(),
         "shard_models": len(runs),
         "shard_seconds": round(seconds(), 3),
+        # Of the process: of two fleets, where two are side by side in it.
         "peak_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None,
     }
     for run, row, tables in zip(runs, rows, families, strict=True):
