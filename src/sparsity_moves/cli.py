@@ -100,7 +100,12 @@ class Measure:
     def run(self) -> int:
         where = studies.store(self.profile)
         specs = list(dict.fromkeys(spec for study in studies.every(self.profile) for spec in study.specs))
-        measured, left = studies.measuring.fill(specs, where, studies.engine.device_name())
+        from sparsity_moves.studies.engine.progress import shown
+
+        with shown(quiet=False, what="measuring") as show:
+            measured, left = studies.measuring.fill(
+                specs, where, studies.engine.device_name(), tell=lambda share: show(share, "")
+            )
         print(f"{measured} runs in {where.root} were measured from their parameters")
         if left:
             print(f"{len(left)} lack measures of moments whose parameters were not kept")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 
 from sparsity_moves.errors import UserError
@@ -20,12 +19,14 @@ class Usage:
 
     def run(self) -> int:
         from sparsity_moves.studies import usage
+        from sparsity_moves.studies.engine.progress import shown
         from sparsity_moves.studies.engine.worker import device_name, prepare
 
         where = Looks(results_folder("usage"))
         wanted = usage.groups(self.profile, self.tasks, self.seeds)  # type: ignore[arg-type]
         prepare()
-        trained = usage.run(wanted, where, device_name(), lambda sentence: print(sentence, file=sys.stderr))
+        with shown(quiet=False) as show:
+            trained = usage.run(wanted, where, device_name(), show)
         total = sum(len(specs) for _, specs in wanted)
         print(f"{trained} models trained, {total - trained} were there already; looks in {where.root}")
         return 0
@@ -50,6 +51,7 @@ class Language:
             from sparsity_moves.language import runs
         except ImportError as missing:
             raise UserError(f"{missing}: pip install sparsity-moves[language]") from missing
+        from sparsity_moves.studies.engine.progress import shown
         from sparsity_moves.studies.engine.worker import device_name, prepare
         from sparsity_moves.studies.study import seeds
 
@@ -61,12 +63,7 @@ class Language:
         where = Looks(results_folder("language"))
         prepare()
 
-        def tell(arm: str, spec: runs.LanguageSpec, step: int) -> None:
-            end = "\n" if step == spec.steps else "\r"
-            print(
-                f"{arm}, seed {spec.seed}: step {step} of {spec.steps} ", end=end, file=sys.stderr, flush=True
-            )
-
-        trained = runs.run(wanted, where, self.corpus, device_name(), tell)  # type: ignore[arg-type]
+        with shown(quiet=False) as show:
+            trained = runs.run(wanted, where, self.corpus, device_name(), show)  # type: ignore[arg-type]
         print(f"{trained} models trained, {len(wanted) - trained} were there already; looks in {where.root}")
         return 0

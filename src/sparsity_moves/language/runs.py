@@ -60,23 +60,26 @@ def run(
     where: Looks,
     corpus: Corpus = "generated",
     device: str = "cpu",
-    tell: Callable[[str, LanguageSpec, int], None] = lambda arm, spec, step: None,
+    tell: Callable[[float, str], None] = lambda share, words: None,
 ) -> int:
-    """Train what is not there yet, one model after the other, each stored when it is done; gives how many."""
+    """Train what is not there yet, one model after the other, each stored when it is done; gives how many.
+
+    `tell` hears the share done, and of which model.
+    """
     missing = [(arm, own) for arm, own in wanted if where.missing([settings(arm, own, corpus)])]
     if not missing:
         return 0
     text, held_out = texts(corpus)
+    done, total = 0, sum(own.steps for _, own in missing)
+
+    def progress(step: int) -> None:
+        tell((done + step) / total, f"{arm}, seed {own.seed}")
+
     for arm, own in missing:
-        tell(arm, own, 0)
+        progress(0)
         started = time.perf_counter()
-        _, rows = train(
-            own,
-            text,
-            held_out,
-            device,
-            lambda step, arm=arm, own=own: tell(arm, own, step),  # type: ignore[misc]
-        )
+        _, rows = train(own, text, held_out, device, progress)
+        done += own.steps
         seconds = round(time.perf_counter() - started, 2)
         where.add([(settings(arm, own, corpus), rows)], device=device, seconds=seconds)
     return len(missing)

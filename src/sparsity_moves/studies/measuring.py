@@ -8,7 +8,7 @@ are measured from these; else the run has to be trained again, and until then ha
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache
 
@@ -70,11 +70,17 @@ def unmeasurable(specs: Iterable[Spec], store: Store) -> list[Spec]:
     return [spec for spec in lack if not needed[spec.spec_id] <= set(store.kept(spec.spec_id))]
 
 
-def fill(specs: Iterable[Spec], store: Store, device: str = "cpu", stack: int = 8) -> tuple[int, list[Spec]]:
+def fill(
+    specs: Iterable[Spec],
+    store: Store,
+    device: str = "cpu",
+    stack: int = 8,
+    tell: Callable[[float], None] = lambda share: None,
+) -> tuple[int, list[Spec]]:
     """Measure what stored runs lack, from their parameters, at the moments of which these were kept.
 
-    Gives how many runs have more for it, and those that have to be trained again to have all. Raises `Broken` where
-    something stored is damaged.
+    `tell` hears the share done. Gives how many runs have more for it, and those that have to be trained again to
+    have all. Raises `Broken` where something stored is damaged.
     """
     groups: dict[Spec, list[Spec]] = defaultdict(list)
     lack, done = lacking(specs, store), 0
@@ -91,6 +97,7 @@ def fill(specs: Iterable[Spec], store: Store, device: str = "cpu", stack: int = 
             rows = measure_families(runs, [lack[spec] for spec in some], device)
             measured.add(store, {spec.spec_id: of for spec, of in zip(some, rows, strict=True)})
             done += len(some)
+            tell(done / sum(map(len, groups.values())))
     return done, left
 
 

@@ -49,17 +49,18 @@ def run(
     wanted: list[Group],
     where: Looks,
     device: str = "cpu",
-    tell: Callable[[str], None] = lambda sentence: None,
+    tell: Callable[[float, str], None] = lambda share, words: None,
 ) -> int:
-    """Train and look at what is not there yet; gives how many models that were."""
+    """Train and look at what is not there yet; gives how many models that were. `tell` hears the share done."""
     from sparsity_moves.measures.tree import over_training
 
     trained = 0
-    for common, specs in wanted:
+    for place, (common, specs) in enumerate(wanted):
         missing = [spec for spec in specs if where.missing([settings(common, spec)])]
         if not missing:
             continue
-        tell(f"{len(missing)} models of {common['task']}: {common['arm']}, {common['activation']} …")
+        words = f"{len(missing)} models of {common['task']}: {common['arm']}, {common['activation']}"
+        tell(place / len(wanted), words)
         started = time.perf_counter()
         rows = over_training(missing, device, EVERY)
         own = [

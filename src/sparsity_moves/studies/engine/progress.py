@@ -15,14 +15,14 @@ Show = Callable[[float, str], None]
 
 
 @contextmanager
-def shown(quiet: bool) -> Iterator[Show]:
+def shown(quiet: bool, what: str = "training") -> Iterator[Show]:
     """A bar in a terminal or notebook, lines elsewhere, of the share done and the time left; nothing if quiet."""
     console = Console(stderr=True)
     if quiet:
         yield lambda done, text: None
     elif console.is_terminal or console.is_jupyter:
         with Progress(
-            TextColumn("training"),
+            TextColumn(what),
             BarColumn(),
             TextColumn("{task.percentage:.0f} % · {task.fields[text]}"),
             TimeElapsedColumn(),
@@ -34,10 +34,10 @@ def shown(quiet: bool) -> Iterator[Show]:
             task = bar.add_task("", total=1.0, text="starting")
             yield lambda done, text: bar.update(task, completed=done, text=text)
     else:
-        yield lines()
+        yield lines(what)
 
 
-def lines(every: float = 15.0) -> Show:
+def lines(what: str = "training", every: float = 15.0) -> Show:
     """Progress for a log file, at most a line in so many seconds."""
     started, last = time.monotonic(), 0.0
 
@@ -47,6 +47,6 @@ def lines(every: float = 15.0) -> Show:
         if now - last > every:
             last = now
             left = f", about {(now - started) / done * (1 - done):.0f} s left" if done > 0 else ""
-            print(f"training: {done:.0%} of the work, {text}{left}", file=sys.stderr, flush=True)
+            print(f"{what}: {done:.0%} of the work, {text}{left}", file=sys.stderr, flush=True)
 
     return show
