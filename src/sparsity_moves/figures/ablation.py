@@ -1,5 +1,7 @@
 """The first result: what is left of every model when one component is taken away."""
 
+from typing import Any
+
 import altair as alt
 import polars as pl
 
@@ -235,7 +237,13 @@ def _panel(
     return panel
 
 
-STAR = "M0,-1L0.23,-0.32L0.95,-0.31L0.37,0.12L0.59,0.81L0,0.4L-0.59,0.81L-0.37,0.12L-0.95,-0.31L-0.23,-0.32Z"
+STAR: dict[str, Any] = {
+    "shape": "M0,-1L0.23,-0.32L0.95,-0.31L0.37,0.12L0.59,0.81L0,0.4L-0.59,0.81L-0.37,0.12L-0.95,-0.31L-0.23,-0.32Z",
+    "opacity": 1,
+    "stroke": "currentColor",
+    "strokeWidth": 1,
+}
+"""The mark of a published value: outlined, so that it is seen on top of many models."""
 
 
 def _published(
@@ -275,9 +283,7 @@ def _published(
     ]
     return [
         shown.mark_rule(strokeWidth=1, strokeDash=[2, 2]).encode(alt.X("low:Q"), alt.X2("high:Q")),
-        shown.mark_point(shape=STAR, size=230, opacity=1, stroke="currentColor", strokeWidth=1).encode(
-            x, colour, tooltip=tips
-        ),
+        shown.mark_point(size=230, **STAR).encode(x, colour, tooltip=tips),
         shown.mark_text(align="left", dx=9, fontSize=11).encode(alt.X("edge:Q"), text="words:N"),
     ]
 

@@ -106,7 +106,7 @@ def grokking(argument: Argument, arms: Sequence[str] = ARMS) -> Figure | Text:
             alt.X("mean:Q"), y, lane, tooltip=tips
         ),
         alt.Chart(theirs)
-        .mark_point(shape=STAR, size=200)
+        .mark_point(size=200, **STAR)
         .encode(
             alt.X("value:Q"),
             y,

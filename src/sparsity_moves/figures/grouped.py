@@ -9,13 +9,13 @@ import polars as pl
 
 from sparsity_moves.figures.ablation import STAR
 from sparsity_moves.figures.book_renderer import Figure, show
+from sparsity_moves.figures.looks import difference, paired
 from sparsity_moves.figures.prose import Text, hover, listed
 from sparsity_moves.figures.strips import LANES, nothing_yet, selected
 from sparsity_moves.figures.summary import METHOD, spans, summaries, summary
 from sparsity_moves.figures.theme import arm_colours, arm_label, arm_shapes
 from sparsity_moves.figures.words import MOMENT_NAMES
 from sparsity_moves.studies.argument import Argument
-from sparsity_moves.studies.statistics import compare
 
 FOUR = ("dense", "glu", "moe", "moe_glu")
 """The arms that the paper looks into."""
@@ -165,7 +165,7 @@ def grouped(
         if stars is not None and len(stars):
             layers.append(
                 chosen(stars)
-                .mark_point(shape=STAR, size=150, opacity=1, stroke="currentColor", strokeWidth=1)
+                .mark_point(size=150, **STAR)
                 .encode(
                     **axes,
                     y=y("value"),
@@ -271,20 +271,12 @@ def part_difference(rows: pl.DataFrame, arm: str, against: str, unit: str = "", 
     found = rows.filter(**where).drop_nulls("value")
     own = _told_lane(found.filter(arm=arm))
     other = found.filter(arm=against, lane=own["lane"][0]) if len(own) else own
-    pairs = own.join(other, on="seed", suffix="_other").select(
-        "seed", pl.col("value") - pl.col("value_other")
-    )
-    if pairs.is_empty():
+    seeds = set(own["seed"]) & set(other["seed"])
+    if not seeds:
         return "*not yet measured*"
-    paired = compare(pairs["value"].to_list())
-    bounds = ""
-    if paired.low is not None and paired.high is not None:
-        bounds = f" (95\u00a0% CI {_signed(paired.low, unit)} to {_signed(paired.high, unit)})"
-    return hover(
-        f"{_signed(paired.mean, unit)}{' points' if unit == '%' else ''}{bounds}",
-        f"{arm_label(arm)} minus {arm_label(against)}: {paired.n} pairs, {paired.positive} above zero; "
-        f"runs of seeds {spans(pairs['seed'])}",
-    )
+    places, points = (1, " points") if unit == "%" else (3, "")
+    whose = f"; {arm_label(arm)} minus {arm_label(against)}, runs of seeds {spans(seeds)}"
+    return difference(paired(own, other, "value"), places, points, whose)
 
 
 def _told_lane(rows: pl.DataFrame) -> pl.DataFrame:
@@ -302,8 +294,3 @@ def _number(value: float, unit: str) -> str:
     else:
         said = f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}"
     return said.replace("-", "−")
-
-
-def _signed(value: float, unit: str) -> str:
-    digits = 1 if unit == "%" else 3
-    return f"{value:+.{digits}f}".replace("-", "−")

@@ -122,13 +122,13 @@ def paired(one: pl.DataFrame, other: pl.DataFrame, measure: str, scale: float = 
     return compare(differences)
 
 
-def difference(found: Comparison, places: int = 1, unit: str = "\u00a0points") -> str:
-    """ "+12.3 points (95 % CI 8.1 to 16.0)", with the number of pairs on hover."""
+def difference(found: Comparison, places: int = 1, unit: str = "\u00a0points", more: str = "") -> str:
+    """ "+12.3 points (95 % CI 8.1 to 16.0)", with the number of pairs, and `more`, on hover."""
     bounds = ""
     if found.low is not None and found.high is not None:
         bounds = f" (95\u00a0% CI {signed(found.low, places)} to {signed(found.high, places)})"
     return hover(
-        f"{signed(found.mean, places)}{unit}{bounds}", f"{found.n} pairs, {found.positive} above zero"
+        f"{signed(found.mean, places)}{unit}{bounds}", f"{found.n} pairs, {found.positive} above zero{more}"
     )
 
 

@@ -239,9 +239,7 @@ def _stars(beside: pl.DataFrame, y: alt.Y, lane: alt.YOffset, colour: alt.Color)
     rule = shown.transform_filter("datum.sd > 0").mark_rule(strokeWidth=1, strokeDash=[2, 2])
     return [
         rule.encode(alt.X("low:Q"), alt.X2("high:Q"), y, lane),
-        shown.mark_point(shape=STAR, size=200, opacity=1, stroke="currentColor", strokeWidth=1).encode(
-            alt.X("value:Q"), y, lane, colour, tooltip=tips
-        ),
+        shown.mark_point(size=200, **STAR).encode(alt.X("value:Q"), y, lane, colour, tooltip=tips),
     ]
 
 

@@ -6,7 +6,8 @@ from functools import cached_property
 
 import polars as pl
 
-from sparsity_moves.figures.claim_words import UNITS, digits, draws_words, signed
+from sparsity_moves.figures.claim_words import UNITS, digits, draws_words
+from sparsity_moves.figures.looks import difference
 from sparsity_moves.figures.prose import hover, listed, percent
 from sparsity_moves.figures.summary import summary, with_convergence
 from sparsity_moves.figures.theme import arm_label
@@ -100,15 +101,8 @@ class Teller:
         if not pairs:
             return NOT_YET
         found, unit = compare(pairs), self._unit(measure)
-        places = digits(unit)
-        bounds = ""
-        if found.low is not None and found.high is not None:
-            bounds = f" (95\u00a0% CI {signed(found.low, places)} to {signed(found.high, places)})"
         effect = f", d = {found.effect:.2f}" if found.effect is not None else ""
-        return hover(
-            f"{signed(found.mean, places)}{UNITS[unit]}{bounds}",
-            f"{found.n} pairs, {found.positive} above zero{effect}; runs: {runs}",
-        )
+        return difference(found, digits(unit), UNITS[unit], f"{effect}; runs: {runs}")
 
     def learned(self, task: str, arm: str) -> tuple[int, int]:
         """How many seeds have learned the task by the last step (`summary.criterion`), of how many."""

@@ -94,11 +94,12 @@ def write_tables(profile: Profile) -> None:
     from sparsity_moves.studies.study import tables
 
     where = store(profile)
-    wanted = {spec.spec_id for study in every(profile) for spec in study.specs}
+    studies = every(profile)
+    wanted = {spec.spec_id for study in studies for spec in study.specs}
     with where.writing():
         if wanted.isdisjoint(where.spec_ids()) and not where.tabled():
             return  # only runs that no study asks for
-        runs, curves = tables(every(profile), where)
+        runs, curves = tables(studies, where)
         shards = where.shards(set(runs["spec_id"]))
         circumstances: dict[str, Any] = {
             "devices": sorted({s["device"] for s in shards}),

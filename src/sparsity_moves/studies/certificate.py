@@ -63,10 +63,9 @@ def check(store: Store) -> list[str]:
             f"{path} is missing or damaged; `sparsity-moves certify --profile {store.root.name}` writes it anew"
         ]
     files = store.tables.manifest()["files"]
-    other = [name for name, sha in files.items() if certificate["files"].get(name) != sha]
-    if other := sorted(
-        {*other, *(certificate["files"].keys() - files.keys())}, key=lambda n: (n not in TABLES, n)
-    ):
+    certified = certificate["files"]
+    other = [name for name in files.keys() | certified.keys() if certified.get(name) != files.get(name)]
+    if other := sorted(other, key=lambda name: (name not in TABLES, name)):
         more = f" and {len(other) - 1} more files" if other[1:] else ""
         return [f"{path} was written for another {other[0]}{more}; certify again"]
     found = []
