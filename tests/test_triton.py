@@ -33,6 +33,8 @@ else:
     from sparsity_moves.kernels import triton as kernels
     from sparsity_moves.model import REFERENCE, forward, stack
     from sparsity_moves.model.attention import rows
+    from sparsity_moves.model.feedforward import combine, hidden_units
+    from sparsity_moves.model.routing import by_score
     from sparsity_moves.studies import ARMS, arm
     from sparsity_moves.tasks import generator, stacked
     from sparsity_moves.training.precision import products
@@ -162,6 +164,52 @@ else:
             found.append({"logits": trace.logits, **dict(zip(p, gradients, strict=False))})
         for what, expected in found[0].items():
             close(found[1][what], expected, what, within=4e-3)
+
+    @pytest.mark.parametrize("added", [False, True], ids=["alone", "added"])
+    @pytest.mark.parametrize(
+        ("name", "more"),
+        [
+            ("dense", {"width": 160}),
+            ("glu", {"width": 160}),
+            ("moe", {}),
+            ("moe_glu", {"gate": "switch"}),
+            ("moe_top2", {"experts": 8}),
+        ],
+        ids=lambda x: "-".join(map(str, x.items())) if isinstance(x, dict) else x,
+    )
+    def test_what_fp16_cannot_hold_is_held(name, more, added):
+        """Hidden units and gradients past 65,504, as in a GLU's spikes, and a chunk of gradients next to nothing, as
+        where every answer is sure: neither becomes infinite or no number, nor spoils what stands beside it."""
+        spec = arm(name, "smoke", "modular_addition", 0, **more)
+        ffn, models = spec.architecture.ffn, 2
+        start = stack([spec.architecture.initialise(seed) for seed in range(models)])
+        # Where nothing bends: a rounded number on the other side of a kink would be another test.
+        p = {n: t for n, t in start.items() if ".ffn." in n}
+        along = torch.logspace(0, 1, spec.width)  # from one slice of the units to the next
+        p["0.ffn.w_out"] = p["0.ffn.w_out"] * 1e3 * along[:, None]
+        if ffn.gated:
+            p["0.ffn.w_up"] = p["0.ffn.w_up"] * 1e4 * along
+        else:
+            p["0.ffn.b_in"] = p["0.ffn.b_in"] + 2e4 * along
+        p = {n: t.to(DEVICE).requires_grad_() for n, t in p.items()}
+        x = torch.randn(models, 150, 1, spec.d_model, generator=generator(2, "stream")).mul(9)
+        x[:, 70:] /= 1e3
+        x = x.to(DEVICE).requires_grad_()
+        weight = torch.randn(models, 150, spec.d_model, generator=generator(3, "sizes")).to(DEVICE)
+        weight[:, 80:] *= 1e-38
+        routing = by_score(ffn, p["0.ffn.router"], x.detach()) if ffn.router == "learned" else None
+        before = hidden_units(ffn, p, "0.ffn.", x.flatten(1, 2))
+        assert before[:, :64].abs().max() > 65_504
+        assert (weight[:, :64] * 32 / weight.abs().max() @ p["0.ffn.w_out"].mT).abs().max() > 65_504
+        floats = [x, *(p[n] for n in p if not n.endswith("router"))]
+        gates = None if routing is None else routing.gates.flatten(1, 2)
+        expected = combine(ffn, p, "0.ffn.", before, gates) + (x.flatten(1, 2) if added else 0)
+        with products("tf32"):
+            found = kernels.KERNELS.feed_forward(ffn, p, "0.ffn.", x.flatten(1, 2), routing, added)
+            close(found, expected, "output", within=4e-3)
+            got, wanted = (torch.autograd.grad((y * weight).sum(), floats) for y in (found, expected))
+        for what, ours, theirs in zip(("x", *p), got, wanted, strict=False):
+            close(ours, theirs, what, within=4e-3)
 
     @pytest.mark.parametrize("classes", [12, 10, 114])
     def test_cross_entropy_and_its_gradients(classes):

@@ -5,8 +5,9 @@ hidden units again, and writes them and their gradients once, for the matrices' 
 times the width moves E / k times as much; by itself it is one expert, open to all. Sums run in a fixed order.
 
 Where products may round their factors to ten bits of mantissa (TF32), these are held in fp16, which has ten bits too:
-half as much to move, twice the rate, and any layout will do. What fp16 lacks is range, so a chunk's gradients
-are first multiplied by the power of two that brings their largest to `LARGEST`, and the sums divided by it.
+half as much to move, twice the rate, and any layout will do. What fp16 lacks is range. So a chunk's gradients
+are first multiplied by the power of two that brings their largest to `LARGEST`, hidden units and their gradients
+by one that brings them under `MOST` where they are over it, and the sums divided by these.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from sparsity_moves.model.routing import Routing
 TILE = 128
 """Rows and columns of a matrix's gradient that a program sums."""
 LARGEST = tl.constexpr(64.0)
-"""Between this and half of it lies the largest gradient of a chunk in fp16, whose own largest number is 65,504."""
+"""Between this and half of it lies the largest gradient of a chunk in fp16."""
+MOST = tl.constexpr(32768.0)
+"""Up to this, numbers go to fp16 as they are; its own largest is 65,504."""
 
 
 class Dispatch(NamedTuple):
@@ -113,6 +116,14 @@ def of_one(x: Float[Tensor, "M N D"], chunk: int) -> Dispatch:
 
 
 @triton.jit
+def _shrinking(x):
+    """The power of two that brings numbers under `MOST`; one where they are. An infinite one stays so."""
+    largest = tl.max(tl.abs(x))
+    over = (largest > MOST) & (largest < float("inf"))
+    return tl.where(over, tl.exp2(tl.floor(-tl.log2(largest / MOST))), 1.0)
+
+
+@triton.jit
 def _through(
     x,
     onto,
@@ -160,6 +171,7 @@ def _through(
         wide = here[:, None] & (d < D)[None, :]
         tile = tl.load(x + n[:, None] * D + d[None, :], mask=wide, other=0.0)
         out = tl.zeros((CHUNK, DP), tl.float32)
+        held = 1.0
         for start in range(0, W, SLICE):
             unit = start + tl.arange(0, SLICE)
             inside = unit < W
@@ -181,11 +193,15 @@ def _through(
             if HALF:
                 down = out_t + ((m * E + e) * W + unit)[:, None] * D + d[None, :]
                 back = tl.load(down, mask=inside[:, None] & (d < D)[None, :], other=0.0)
-                out += tl.dot(h.to(tl.float16), back)
+                shrunk = tl.minimum(held, _shrinking(h))
+                out = out * (shrunk / held) + tl.dot((h * shrunk).to(tl.float16), back)
+                held = shrunk
             else:
                 down = out_t + m * (D * E * W) + d[:, None] * (E * W) + e * W + unit[None, :]
                 back = tl.load(down, mask=(d < D)[:, None] & inside[None, :], other=0.0)
                 out += tl.dot(h, tl.trans(back), input_precision=PRECISION)
+        if HALF:
+            out /= held
         if BIASED:
             out += tl.load(b_out + (m * E + e) * D + d, mask=d < D, other=0.0)[None, :]
         if WEIGHED:
@@ -239,7 +255,8 @@ def _back(
 ):
     """One chunk's gradients, a row an assignment. What the matrices' gradients are products of is written turned, a
     column an assignment, CHUNK columns a chunk: those past its end have no gradient. With HALF it is written in
-    fp16, a row an assignment, and `unscale` says by what the gradients among it are to be multiplied."""
+    fp16, a row an assignment, and `unscale` says by what products of it are to be multiplied, of hidden units with
+    `upstream_t` and then of their gradients with `x_t`: a number a slice of the hidden units."""
     m = tl.program_id(1).to(tl.int64)
     c = m * C + tl.program_id(0)
     begin = tl.load(first + c)
@@ -267,16 +284,18 @@ def _back(
         smaller = 1.0
         if HALF:
             largest = tl.max(tl.abs(dy))
-            scale = tl.where(largest > 0, tl.exp2(tl.floor(-tl.log2(largest / LARGEST))), 1.0)
+            # Where the largest is next to nothing, the power that brings it to LARGEST would be infinite.
+            power = tl.minimum(tl.floor(-tl.log2(largest / LARGEST)), 100.0)
+            scale = tl.where(largest > 0, tl.exp2(power), 1.0)
             smaller = 1.0 / scale
             dy = (dy * scale).to(tl.float16)
             tl.store(x_t + row * D + d[None, :], tile, mask=(d < D)[None, :])
             tl.store(upstream_t + row * D + d[None, :], dy, mask=(d < D)[None, :])
-            tl.store(unscale + c, smaller)
         else:
             turned_d = (m * D + d)[None, :] * (C * CHUNK) + column
             tl.store(x_t + turned_d, tile, mask=(d < D)[None, :])
             tl.store(upstream_t + turned_d, dy, mask=(d < D)[None, :])
+        held = 1.0
         for start in range(0, W, SLICE):
             unit = start + tl.arange(0, SLICE)
             inside = unit < W
@@ -311,10 +330,6 @@ def _back(
                     d_gate += tl.sum(d_h * h * up, axis=1) * smaller
                     d_h *= gate[:, None]
                 d_u = d_h * h
-                if HALF:
-                    d_u = d_u.to(tl.float16)
-                tl.store(d_up_t + to, d_u, mask=inside[None, :])
-                d_tile += tl.dot(d_u, tl.trans(up_into), input_precision=PRECISION)
                 h *= up
                 d_b = d_h * up * slope
             else:
@@ -327,14 +342,29 @@ def _back(
             if BIASED:
                 tl.store(d_bias + c * W + unit, tl.sum(d_b, axis=0) * smaller, mask=inside)
             if HALF:
-                h = h.to(tl.float16)
-                d_b = d_b.to(tl.float16)
+                fitting = _shrinking(h)
+                h = (h * fitting).to(tl.float16)
+                shrunk = tl.minimum(held, _shrinking(d_b))
+                if GATED:
+                    shrunk = tl.minimum(shrunk, _shrinking(d_u))
+                    d_u = (d_u * shrunk).to(tl.float16)
+                d_b = (d_b * shrunk).to(tl.float16)
+                d_tile *= shrunk / held
+                held = shrunk
+                slices: tl.constexpr = (W + SLICE - 1) // SLICE
+                of_slice = unscale + c * slices + start // SLICE
+                tl.store(of_slice, smaller / fitting)
+                tl.store(of_slice + tl.num_programs(1).to(tl.int64) * C * slices, smaller / shrunk)
+            if GATED:
+                tl.store(d_up_t + to, d_u, mask=inside[None, :])
+                d_tile += tl.dot(d_u, tl.trans(up_into), input_precision=PRECISION)
             tl.store(hidden_t + to, h, mask=inside[None, :])
             tl.store(d_before_t + to, d_b, mask=inside[None, :])
             d_tile += tl.dot(d_b, tl.trans(into), input_precision=PRECISION)
         if WEIGHED:
             tl.store(d_gates + n * E + e, d_gate, mask=here)
-        d_tile *= smaller
+        if HALF:
+            d_tile *= smaller / held
         if ADDED:
             d_tile += tl.load(upstream + n[:, None] * D + d[None, :], mask=wide, other=0.0)
         tl.store(d_x + (m * N * TOP + assigned)[:, None] * D + d[None, :], d_tile, mask=wide)
@@ -358,6 +388,7 @@ def _matrix(
     HALF: tl.constexpr,
     PRECISION: tl.constexpr,
     CHUNK: tl.constexpr,
+    SLICE: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_W: tl.constexpr,
     HELD: tl.constexpr,
@@ -376,12 +407,14 @@ def _matrix(
     end = tl.minimum(begin + share, end)
     total = tl.zeros((BLOCK_D, BLOCK_W), tl.float32)
     held = tl.arange(0, HELD)
+    slices: tl.constexpr = (W + SLICE - 1) // SLICE
     for start in range(begin * CHUNK, end * CHUNK, HELD):
         if HALF:
             row = (m * C * CHUNK + start + held).to(tl.int64)[:, None]
             t = tl.load(tokens_t + row * D + d[None, :], mask=(d < D)[None, :], other=0.0)
             u = tl.load(units_t + row * W + w[None, :], mask=(w < W)[None, :], other=0.0)
-            total += tl.dot(tl.trans(t), u) * tl.load(unscale + m * C + start // CHUNK)
+            by_slice = unscale + (m * C + start // CHUNK) * slices + w // SLICE
+            total += tl.dot(tl.trans(t), u) * tl.load(by_slice, mask=w < W, other=0.0)[None, :]
         else:
             place = tokens_t + (m * D + d)[:, None] * (C * CHUNK) + start + held[None, :]
             t = tl.load(place, mask=(d < D)[:, None], other=0.0)
@@ -465,14 +498,14 @@ class _Grouped(torch.autograd.Function):
         d_up_t = written(width) if of["GATED"] else None
         x_t, upstream_t = written(d_model), written(d_model)
         d_bias = summed(models, count, width)
-        unscale = summed(models, count) if half else x
+        unscale = summed(2, models, count, triton.cdiv(width, of["SLICE"])) if half else (x, x)  # unread
         d_gates = torch.zeros_like(gates) if of["WEIGHED"] else None
         d_x = summed(models, tokens, top_k, d_model)
         w_in, w_up, in_t, up_t, w_out = matrices
         _back[(count, models)](
             x, w_in, w_up, in_t, up_t, b_in, w_out, b_out, gates, by.order, by.first, by.last, by.expert, upstream,
             x_t, upstream_t, hidden_t, d_before_t, x if d_up_t is None else d_up_t, d_bias,
-            x if d_gates is None else d_gates, d_x, unscale, tokens, count, **of,
+            x if d_gates is None else d_gates, d_x, unscale if half else x, tokens, count, **of,
             num_warps=ctx.sizes.warps_back, num_stages=ctx.sizes.stages_back,
         )  # fmt: skip
 
@@ -485,10 +518,10 @@ class _Grouped(torch.autograd.Function):
             shape = (models, experts, width, d_model) if outwards else (models, d_model, experts, width)
             out = summed(parts, *shape)
             _matrix[(tiles, experts, models * parts)](
-                rows, units, by.chunks, unscale, out, count, E=experts, D=d_model, W=width,
+                rows, units, by.chunks, unscale[0 if outwards else 1], out, count, E=experts, D=d_model, W=width,
                 ALONG_D=1 if outwards else experts * width, ALONG_W=d_model if outwards else 1,
                 OF_EXPERT=width * d_model if outwards else width, PARTS=parts, HALF=half,
-                PRECISION=of["PRECISION"], CHUNK=of["CHUNK"], BLOCK_D=block_d, BLOCK_W=block_w,
+                PRECISION=of["PRECISION"], CHUNK=of["CHUNK"], SLICE=of["SLICE"], BLOCK_D=block_d, BLOCK_W=block_w,
                 HELD=ctx.sizes.held, num_warps=8, num_stages=3,
             )  # fmt: skip
             total: Tensor = out[0] if parts == 1 else out.sum(0)
