@@ -36,12 +36,14 @@ BARE = (
 )
 
 
-def planted(number: int = 6, *, arms: tuple[str, ...] = ("dense", "moe"), shift: float = 0.0) -> Evidence:
+def planted(
+    number: int = 6, *, arms: tuple[str, ...] = ("dense", "moe"), shift: float = 0.0, **more: Any
+) -> Evidence:
     """Runs whose accuracies say which they are: arm by the first digit, seed by the second."""
     rows, curves, settings = [], [], {}
     for a, arm in enumerate(arms):
         for seed in range(number):
-            spec = studies.arm(arm, "laptop", "add7", seed)
+            spec = studies.arm(arm, "laptop", "add7", seed, **more)
             spec_id = f"{int(1000 * shift):04x}{a:04x}{seed:08x}"
             settings[spec_id] = json.loads(spec.canonical)
             share = round(0.1 + 0.4 * a / len(arms) + 0.3 * seed / number + shift, 4)
@@ -75,6 +77,13 @@ def put(place: Path, name: str, sources: dict[str, Evidence]) -> dict[str, Any]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("runs")
     put(place, "few", {"paper": planted(), "own": planted(2, shift=0.05)})
+    one, other = planted(2, arms=("dense",), shift=0.1, width=128), planted(2)
+    both = Evidence(
+        pl.concat([other.rows, one.rows]),
+        other.settings | one.settings,
+        pl.concat([other.curves, one.curves]),
+    )
+    put(place, "twins", {"paper": both})
     arms = tuple(dict.fromkeys(["dense", "moe", *studies.ARMS]))[:16]
     put(place, "all", {"paper": planted(-(-ALL_RUNS // len(arms)), arms=arms)})
     return place
@@ -281,6 +290,15 @@ class TestTheBrush:
                 row["seed"],
                 row["width"],
             )
+
+    def test_runs_of_one_arm_and_seed_are_told_apart_by_their_settings(self, opened: Opened) -> None:
+        names = opened("twins.html").locator("tbody label").all_inner_texts()
+        assert sorted(names) == sorted(
+            [
+                *(f"Dense, width {width}, seed {seed}" for width in (128, 256) for seed in (0, 1)),
+                *(f"MoE, seed {seed}" for seed in (0, 1)),
+            ]
+        )
 
     def test_curves_are_those_of_the_brushed_runs(self, opened: Opened) -> None:
         page = opened()

@@ -36,11 +36,25 @@ export class Models {
     const names = [...new Set(every.flatMap((one) => Object.keys(one)))];
     this.varied = names.filter((name) => new Set(every.map((one) => one[name])).size > 1);
     this.columns = new Map();
+    this.alike = null; // settings of the models of one source, arm and seed
     this.curves = new Map(); // key → {group, row} of each model of the arm, or null while it comes
   }
 
   get size() {
     return this.id.length;
+  }
+
+  // A model's name: its arm and seed, and in which settings it differs from others of that name.
+  name(model) {
+    const key = (i) => `${this.source[i]} ${this.arm[i]} ${this.seed[i]}`;
+    if (!this.alike) {
+      this.alike = new Map();
+      this.id.forEach((_, i) => this.alike.set(key(i), [...(this.alike.get(key(i)) ?? []), this.settings[i]]));
+    }
+    const others = this.alike.get(key(model));
+    const own = this.varied.filter((name) => name in this.settings[model] && new Set(others.map((one) => one[name])).size > 1);
+    const told = own.map((name) => `, ${name.replaceAll("_", " ")} ${this.settings[model][name]}`).join("");
+    return `${this.arms.get(this.arm[model]).label}${told}, seed ${this.seed[model]}`;
   }
 
   // A measure at a moment, or a setting; one number a model.

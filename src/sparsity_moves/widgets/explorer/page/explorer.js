@@ -159,7 +159,7 @@ export function mount(el, given) {
     heads.replaceChildren(h("p", {}, all.length ? why : "Of none of the brushed runs are the parameters stored, so there is no attention to show."), ...built);
   }
 
-  const nameOf = (i) => `${models.arms.get(models.arm[i]).label}, seed ${models.seed[i]}, ${index.sources[models.source[i]]}`;
+  const nameOf = (i) => `${models.name(i)}, ${index.sources[models.source[i]]}`;
   const value = (v, unit) => (unit === 100 ? percent(v) : String(Number(v.toPrecision(5))));
   const count = (n) => String(n).replace(/\B(?=(\d{3})+$)/g, "\u202f");
 
@@ -172,7 +172,7 @@ export function mount(el, given) {
     const more = found.brushed.length > rows && h("button", { type: "button", onclick: () => { rows += ROWS; list(); } }, `Show more of the ${count(found.brushed.length)} runs`);
     table.replaceChildren(h("table", {}, h("thead", {}, h("tr", {}, ...head.map((word) => h("th", { scope: "col" }, word)))),
       h("tbody", {}, ...first.map((i) => h("tr", {},
-        h("td", {}, h("label", {}, h("input", { type: "checkbox", name: models.id[i], checked: view.picks.includes(models.id[i]), onchange: flip(models.id[i]) }), sample(models.arms.get(models.arm[i])), `${models.arms.get(models.arm[i]).label}, seed ${models.seed[i]}`)),
+        h("td", {}, h("label", {}, h("input", { type: "checkbox", name: models.id[i], checked: view.picks.includes(models.id[i]), onchange: flip(models.id[i]) }), sample(models.arms.get(models.arm[i])), models.name(i))),
         h("td", {}, index.sources[models.source[i]]), h("td", {}, value(found.xs[i], found.sx)), h("td", {}, value(found.ys[i], found.sy)),
         h("td", {}, models.attends(i) ? "stored" : "–"), h("td", {}, models.study[i]), h("td", {}, settings(i)))))), more || "");
     if (/^[0-9a-f]{16}$/.test(held ?? "")) table.querySelector(`[name="${held}"]`)?.focus();
