@@ -28,6 +28,8 @@ def busy(found: dict[str, Any]) -> bool:
 def rows(found: dict[str, Any]) -> pl.DataFrame:
     """One row a layer and kind of work."""
     return pl.DataFrame(found["rows"], infer_schema_length=None).with_columns(
+        # Where a book speaks of layers too, a tree has a height.
+        layer=pl.col("layer").str.replace(" of depth ", " of height ", literal=True),
         kind=pl.when(pl.col("layer") == "dense")
         .then(pl.lit("dense"))
         .when(pl.col("layer").str.starts_with("MoE"))
