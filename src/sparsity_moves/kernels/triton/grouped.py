@@ -235,7 +235,8 @@ def _back(
     d_bias,
     d_gates,
     d_x,
-    unscale,
+    of_hidden,
+    of_gradients,
     N,
     C,
     E: tl.constexpr,
@@ -255,8 +256,8 @@ def _back(
 ):
     """One chunk's gradients, a row an assignment. What the matrices' gradients are products of is written turned, a
     column an assignment, CHUNK columns a chunk: those past its end have no gradient. With HALF it is written in
-    fp16, a row an assignment, and `unscale` says by what products of it are to be multiplied, of hidden units with
-    `upstream_t` and then of their gradients with `x_t`: a number a slice of the hidden units."""
+    fp16, a row an assignment, and a number a slice of the hidden units says by what their products are to be
+    multiplied: `of_hidden` those with `upstream_t`, `of_gradients` their gradients' with `x_t`."""
     m = tl.program_id(1).to(tl.int64)
     c = m * C + tl.program_id(0)
     begin = tl.load(first + c)
@@ -352,9 +353,8 @@ def _back(
                 d_tile *= shrunk / held
                 held = shrunk
                 slices: tl.constexpr = (W + SLICE - 1) // SLICE
-                of_slice = unscale + c * slices + start // SLICE
-                tl.store(of_slice, smaller / fitting)
-                tl.store(of_slice + tl.num_programs(1).to(tl.int64) * C * slices, smaller / shrunk)
+                tl.store(of_hidden + c * slices + start // SLICE, smaller / fitting)
+                tl.store(of_gradients + c * slices + start // SLICE, smaller / shrunk)
             if GATED:
                 tl.store(d_up_t + to, d_u, mask=inside[None, :])
                 d_tile += tl.dot(d_u, tl.trans(up_into), input_precision=PRECISION)
@@ -498,18 +498,19 @@ class _Grouped(torch.autograd.Function):
         d_up_t = written(width) if of["GATED"] else None
         x_t, upstream_t = written(d_model), written(d_model)
         d_bias = summed(models, count, width)
-        unscale = summed(2, models, count, triton.cdiv(width, of["SLICE"])) if half else (x, x)  # unread
+        slices = triton.cdiv(width, of["SLICE"])
+        of_hidden, of_gradients = (summed(models, count, slices) if half else x for _ in range(2))
         d_gates = torch.zeros_like(gates) if of["WEIGHED"] else None
         d_x = summed(models, tokens, top_k, d_model)
         w_in, w_up, in_t, up_t, w_out = matrices
         _back[(count, models)](
             x, w_in, w_up, in_t, up_t, b_in, w_out, b_out, gates, by.order, by.first, by.last, by.expert, upstream,
             x_t, upstream_t, hidden_t, d_before_t, x if d_up_t is None else d_up_t, d_bias,
-            x if d_gates is None else d_gates, d_x, unscale if half else x, tokens, count, **of,
+            x if d_gates is None else d_gates, d_x, of_hidden, of_gradients, tokens, count, **of,
             num_warps=ctx.sizes.warps_back, num_stages=ctx.sizes.stages_back,
         )  # fmt: skip
 
-        def matrix(rows: Tensor, units: Tensor, outwards: bool) -> Tensor:
+        def matrix(rows: Tensor, units: Tensor, unscale: Tensor, outwards: bool) -> Tensor:
             block_d = min(TILE, of["DP"])
             block_w = min(TILE, max(16, triton.next_power_of_2(width)))
             tiles = triton.cdiv(d_model, block_d) * triton.cdiv(width, block_w)
@@ -518,7 +519,7 @@ class _Grouped(torch.autograd.Function):
             shape = (models, experts, width, d_model) if outwards else (models, d_model, experts, width)
             out = summed(parts, *shape)
             _matrix[(tiles, experts, models * parts)](
-                rows, units, by.chunks, unscale[0 if outwards else 1], out, count, E=experts, D=d_model, W=width,
+                rows, units, by.chunks, unscale, out, count, E=experts, D=d_model, W=width,
                 ALONG_D=1 if outwards else experts * width, ALONG_W=d_model if outwards else 1,
                 OF_EXPERT=width * d_model if outwards else width, PARTS=parts, HALF=half,
                 PRECISION=of["PRECISION"], CHUNK=of["CHUNK"], SLICE=of["SLICE"], BLOCK_D=block_d, BLOCK_W=block_w,
@@ -527,9 +528,9 @@ class _Grouped(torch.autograd.Function):
             total: Tensor = out[0] if parts == 1 else out.sum(0)
             return total
 
-        d_w_in = matrix(x_t, d_before_t, False).flatten(2)
-        d_w_up = None if d_up_t is None else matrix(x_t, d_up_t, False).flatten(2)
-        d_w_out = matrix(upstream_t, hidden_t, True).flatten(1, 2)
+        d_w_in = matrix(x_t, d_before_t, of_gradients, False).flatten(2)
+        d_w_up = None if d_up_t is None else matrix(x_t, d_up_t, of_gradients, False).flatten(2)
+        d_w_out = matrix(upstream_t, hidden_t, of_hidden, True).flatten(1, 2)
         d_b_in = d_b_out = None
         if of["BIASED"]:
             d_b_in = add_chunks(d_bias[:, None], by.chunks[:, None], 0)[:, 0].flatten(1)
