@@ -60,7 +60,7 @@ def main() -> None:
     torch.empty_like, torch.Tensor.new_empty = torch.zeros_like, torch.Tensor.new_zeros
     if len(sys.argv) > 1:
         fitting = grouped.sizes
-        grouped.sizes = lambda d_model, half: fitting(d_model, half)._replace(chunk=int(sys.argv[1]))
+        grouped.sizes = lambda *of: fitting(*of)._replace(chunk=int(sys.argv[1]))
     for name, task, d_model in SHAPES[:1] if len(sys.argv) > 1 else SHAPES:
         spec = arm(name, "paper", task, 0, d_model=d_model, width=4 * d_model)
         given = stacked([spec.task_object.evaluation(seed, 16) for seed in range(2)])

@@ -212,6 +212,30 @@ else:
         for what, ours, theirs in zip(("x", *names), got, wanted, strict=True):
             close(ours, theirs, what, within=4e-3)
 
+    @pytest.mark.parametrize("added", [False, True], ids=["alone", "added"])
+    @pytest.mark.parametrize("biased", [False, True], ids=["plain", "biased"])
+    @pytest.mark.parametrize(
+        ("inputs", "outputs"), [(16, 16), (32, 32), (64, 64), (128, 128), (40, 24), (256, 256)]
+    )
+    def test_a_linear_map_onto_a_stream(inputs, outputs, biased, added):
+        """Ten bits, and fp32's; chunks that are full and one that is not."""
+        source = generator(0, "linear")
+        x = torch.randn(2, 150, inputs, generator=source).to(DEVICE).requires_grad_()
+        weight = torch.randn(2, inputs, outputs, generator=source).to(DEVICE).requires_grad_()
+        bias = torch.randn(2, outputs, generator=source).to(DEVICE).requires_grad_() if biased else None
+        onto = torch.randn(2, 150, outputs, generator=source).to(DEVICE).requires_grad_() if added else None
+        upstream = torch.randn(2, 150, outputs, generator=source).to(DEVICE)
+        given = [t for t in (x, weight, bias, onto) if t is not None]
+        expected = x @ weight + (0 if bias is None else bias[:, None]) + (0 if onto is None else onto)
+        wanted = torch.autograd.grad(expected, given, upstream)
+        for rounding, within in (("fp32", 2e-6), ("tf32", 4e-3)):
+            with products(rounding):
+                found = kernels.KERNELS.linear(x, weight, bias, onto)
+                got = torch.autograd.grad(found, given, upstream)
+            close(found, expected, "output", within)
+            for ours, theirs in zip(got, wanted, strict=True):
+                close(ours, theirs, "gradient", within)
+
     @pytest.mark.parametrize("classes", [12, 10, 114])
     def test_cross_entropy_and_its_gradients(classes):
         source = generator(0, "entropy")

@@ -36,8 +36,8 @@ routing everywhere, and the stream at the first."""
 class Kernels:
     """Faster forms of single pieces, which take no edits inside them; None is the reference."""
 
-    linear: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None
-    """x (M, N, I), weight, bias: x @ weight + bias."""
+    linear: Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor] | None = None
+    """x (M, N, I), weight, bias, y (M, N, O) or None: x @ weight + bias + y."""
     lookup: Callable[[Tensor, Tensor, tuple[int, ...]], Tensor] | None = None
     """Table (M, S, D), index (M, B, T), neighbouring positions: rows (M, B, P, D)."""
     attend: Callable[[Tensor, Tensor | None, tuple[int, ...], int, int, bool], Tensor] | None = None
@@ -64,13 +64,21 @@ class Layer:
     """Attention weights; None where a kernel kept them to itself."""
     heads: Float[Tensor, "M B R H K"]
     """Each head's mixture of values, before the output matrix."""
-    attention: Float[Tensor, "M B R D"]
+    mixed: Float[Tensor, "M B R D"] | None
+    """What attention writes to the stream; None where a kernel has added it at once."""
     hidden: Float[Tensor, "M B R W"] | None
     """The FFN's hidden units h, before any gate; None where a kernel computed the output."""
     routing: Routing | None
     """Gates at the R positions; None where every block is open."""
     written: Float[Tensor, "M B R D"] | None
     """What the FFN writes to the stream; None where a kernel has added it at once."""
+
+    @property
+    def attention(self) -> Float[Tensor, "M B R D"]:
+        """Attention's output. Raises `ValueError` where a kernel kept it to itself."""
+        if self.mixed is None:
+            raise ValueError("a kernel added this attention's output to the stream at once")
+        return self.mixed
 
     @property
     def ffn(self) -> Float[Tensor, "M B R D"]:
@@ -208,13 +216,15 @@ def forward(
             pattern = edited(name + "pattern", pattern)
             heads = mix(pattern, value)
         heads = edited(name + "heads", heads)  # (M, B, P, H, K)
-        mixed, out = heads.flatten(3), (p[name + "attention.out"], p[name + "attention.out_bias"])
-        if kernels.linear is not None:
-            attention = kernels.linear(mixed.flatten(1, 2), *out).view_as(mixed)
+        out = (p[name + "attention.out"], p[name + "attention.out_bias"])
+        residual = pick(residual, needed, held)
+        attention = None
+        if kernels.linear is not None and name + "attention" not in edits:
+            onto = residual.flatten(1, 2)
+            residual = kernels.linear(heads.flatten(3).flatten(1, 2), *out, onto).view_as(residual)
         else:
-            attention = per_token(mixed, *out)
-        attention = edited(name + "attention", attention)
-        residual = pick(residual, needed, held) + attention
+            attention = edited(name + "attention", per_token(heads.flatten(3), *out))
+            residual = residual + attention
 
         stream = answering = normalise(p, name + "ffn.norm", residual)
         plain = stream is residual  # without a norm the FFN reads the residual stream itself
@@ -266,7 +276,8 @@ def forward(
             residual = residual + output
         there = (answer, needed)
         seen = None if pattern is None else pick(pattern, *there, 3)
-        layers.append(Layer(seen, pick(heads, *there), pick(attention, *there), units, routing, output))
+        mixed = None if attention is None else pick(attention, *there)
+        layers.append(Layer(seen, pick(heads, *there), mixed, units, routing, output))
     unembed = p["embed"].transpose(1, 2) if task.tied else p["unembed"]
     final = normalise(p, "norm", residual)
     return Trace(pick(embedding, asked, held), tuple(layers), residual, final, unembed, balance)

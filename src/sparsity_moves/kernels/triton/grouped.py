@@ -7,7 +7,9 @@ times the width moves E / k times as much; by itself it is one expert, open to a
 Where products may round their factors to ten bits of mantissa (TF32), these are held in fp16, which has ten bits too:
 half as much to move, twice the rate, and any layout will do. What fp16 lacks is range. So a chunk's gradients
 are first multiplied by the power of two that brings their largest to `LARGEST`, hidden units and their gradients
-by one that brings them under `MOST` where they are over it, and the sums divided by these.
+by one that brings them under `MOST` where they are over it, and the sums divided by these. There the normal
+distribution of GELU and its slope is a rational one of the bell curve that both need (Abramowitz & Stegun 1964,
+7.1.26), within 7.5e-8 of it, which ten bits do not tell apart.
 """
 
 from __future__ import annotations
@@ -21,15 +23,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparsity_moves.kernels.triton.feedforward import CODES, _phi, _phi_slope, masked
-from sparsity_moves.kernels.triton.linear import precision
+from sparsity_moves.kernels.triton.linear import PROGRAMS, halved, magnified, precision
 from sparsity_moves.kernels.triton.segments import add_chunks
 from sparsity_moves.model.architecture import FeedForward, Parameters
 from sparsity_moves.model.routing import Routing
 
 TILE = 128
 """Rows and columns of a matrix's gradient that a program sums."""
-LARGEST = tl.constexpr(64.0)
-"""Between this and half of it lies the largest gradient of a chunk in fp16."""
 MOST = tl.constexpr(32768.0)
 """Up to this, numbers go to fp16 as they are; its own largest is 65,504."""
 
@@ -116,6 +116,28 @@ def of_one(x: Float[Tensor, "M N D"], chunk: int) -> Dispatch:
 
 
 @triton.jit
+def _below(x):
+    """The normal distribution's share below x, and its density there."""
+    t = 1.0 / (1.0 + 0.23164189 * tl.abs(x))
+    bell = tl.exp(-0.5 * x * x)
+    above = 0.53070271 * t - 0.72657602
+    above = ((above * t + 0.71070687) * t - 0.14224837) * t + 0.12741480
+    above *= t * bell
+    return tl.where(x > 0, 1.0 - above, above), 0.3989422804014327 * bell
+
+
+@triton.jit
+def _bent(x, ACT: tl.constexpr, HALF: tl.constexpr):
+    """φ of x and its slope."""
+    if HALF and ACT == 3:
+        below, density = _below(x)
+        y, slope = x * below, below + x * density
+    else:
+        y, slope = _phi(x, ACT), _phi_slope(x, ACT)
+    return y, slope
+
+
+@triton.jit
 def _shrinking(x):
     """The power of two that brings numbers under `MOST`; one where they are. An infinite one stays so."""
     largest = tl.max(tl.abs(x))
@@ -186,7 +208,7 @@ def _through(
             h = tl.dot(tile, into, input_precision=PRECISION)
             if BIASED:
                 h += tl.load(b_in + (m * E + e) * W + unit, mask=inside, other=0.0)[None, :]
-            h = _phi(h, ACT)
+            h, _ = _bent(h, ACT, HALF)
             if GATED:
                 up_into = tl.load(up_t + across, mask=sides, other=0.0)
                 h *= tl.dot(tile, up_into if HALF else tl.trans(up_into), input_precision=PRECISION)
@@ -233,6 +255,7 @@ def _back(
     d_before_t,
     d_up_t,
     d_bias,
+    d_out_bias,
     d_gates,
     d_x,
     of_hidden,
@@ -282,14 +305,12 @@ def _back(
             if BIASED:
                 bias = tl.load(b_out + (m * E + e) * D + d, mask=d < D, other=0.0)
                 d_gate += tl.sum(dy * bias[None, :], axis=1)
+        if BIASED:
+            of_bias = tl.sum(dy * gate[:, None] if WEIGHED else dy, axis=0)
+            tl.store(d_out_bias + c * D + d, of_bias, mask=d < D)
         smaller = 1.0
         if HALF:
-            largest = tl.max(tl.abs(dy))
-            # Where the largest is next to nothing, the power that brings it to LARGEST would be infinite.
-            power = tl.minimum(tl.floor(-tl.log2(largest / LARGEST)), 100.0)
-            scale = tl.where(largest > 0, tl.exp2(power), 1.0)
-            smaller = 1.0 / scale
-            dy = (dy * scale).to(tl.float16)
+            dy, smaller = magnified(dy)
             tl.store(x_t + row * D + d[None, :], tile, mask=(d < D)[None, :])
             tl.store(upstream_t + row * D + d[None, :], dy, mask=(d < D)[None, :])
         else:
@@ -312,8 +333,7 @@ def _back(
                 before = tl.dot(tile, tl.trans(into_t), input_precision=PRECISION)
             if BIASED:
                 before += tl.load(b_in + (m * E + e) * W + unit, mask=inside, other=0.0)[None, :]
-            h = _phi(before, ACT)
-            slope = _phi_slope(before, ACT)
+            h, slope = _bent(before, ACT, HALF)
             back = tl.load(w_out + inwards, mask=turned, other=0.0)
             d_h = tl.dot(dy, tl.trans(back), input_precision=PRECISION)
             if HALF:
@@ -437,7 +457,7 @@ class _Grouped(torch.autograd.Function):
         width = w_in.shape[-1] // experts
         x, gates = x.contiguous(), gates.contiguous()
         half = halved()
-        ctx.sizes = at_once = sizes(d_model, half)
+        ctx.sizes = at_once = sizes(d_model, half, w_up is not None)
         by = of_one(x, at_once.chunk) if experts == 1 else dispatch(chosen, top_k, at_once.chunk)
         ctx.added = added
         ctx.settings = {
@@ -454,8 +474,9 @@ class _Grouped(torch.autograd.Function):
             "HALF": half,
             "PRECISION": precision(),
             "CHUNK": at_once.chunk,
-            "SLICE": min(at_once.piece, max(16, triton.next_power_of_2(width))),
         }
+        widest = max(16, triton.next_power_of_2(width))
+        ctx.slice = min(at_once.piece_back, widest)
         y = x.new_empty(models, tokens, top_k, d_model)
         count = by.first.shape[1]
         # A pointer that the settings leave unread may be any.
@@ -467,10 +488,12 @@ class _Grouped(torch.autograd.Function):
         if not half:
             in_t, out_t = (w.transpose(1, 2).contiguous() for w in (w_in, w_out))
             up_t = w_up.transpose(1, 2).contiguous() if ctx.settings["GATED"] else x
+        # Not in the kernel: where one slice is all, what Triton 3.6 made of it for an H100 gave other numbers.
         rounded = x.to(kind)
         _through[(count, models)](
             rounded, x, in_t, up_t, b_in, out_t, b_out, gates, by.order, by.first, by.last, by.expert, y, tokens,
-            count, **ctx.settings, num_warps=at_once.warps, num_stages=at_once.stages,
+            count, SLICE=min(at_once.piece, widest), **ctx.settings, num_warps=at_once.warps,
+            num_stages=at_once.stages,
         )  # fmt: skip
         ctx.save_for_backward(rounded, w_in, w_up, in_t, up_t, w_out, b_in, b_out, gates, *by)
         if top_k == 1:
@@ -489,7 +512,7 @@ class _Grouped(torch.autograd.Function):
 
         def written(units: int) -> Tensor:
             shape = (models, columns, units) if half else (models, units, columns)
-            return torch.empty(shape, dtype=x.dtype, device=x.device)
+            return torch.empty(shape, dtype=torch.float16 if half else x.dtype, device=x.device)
 
         def summed(*shape: int) -> Tensor:
             return torch.empty(shape, device=x.device)
@@ -497,16 +520,16 @@ class _Grouped(torch.autograd.Function):
         hidden_t, d_before_t = written(width), written(width)
         d_up_t = written(width) if of["GATED"] else None
         x_t, upstream_t = written(d_model), written(d_model)
-        d_bias = summed(models, count, width)
-        slices = triton.cdiv(width, of["SLICE"])
+        d_bias, d_out_bias = summed(models, count, width), summed(models, count, d_model)
+        slices = triton.cdiv(width, ctx.slice)
         of_hidden, of_gradients = (summed(models, count, slices) if half else x for _ in range(2))
         d_gates = torch.zeros_like(gates) if of["WEIGHED"] else None
         d_x = summed(models, tokens, top_k, d_model)
         w_in, w_up, in_t, up_t, w_out = matrices
         _back[(count, models)](
             x, w_in, w_up, in_t, up_t, b_in, w_out, b_out, gates, by.order, by.first, by.last, by.expert, upstream,
-            x_t, upstream_t, hidden_t, d_before_t, x if d_up_t is None else d_up_t, d_bias,
-            x if d_gates is None else d_gates, d_x, of_hidden, of_gradients, tokens, count, **of,
+            x_t, upstream_t, hidden_t, d_before_t, x if d_up_t is None else d_up_t, d_bias, d_out_bias,
+            x if d_gates is None else d_gates, d_x, of_hidden, of_gradients, tokens, count, **of, SLICE=ctx.slice,
             num_warps=ctx.sizes.warps_back, num_stages=ctx.sizes.stages_back,
         )  # fmt: skip
 
@@ -514,15 +537,15 @@ class _Grouped(torch.autograd.Function):
             block_d = min(TILE, of["DP"])
             block_w = min(TILE, max(16, triton.next_power_of_2(width)))
             tiles = triton.cdiv(d_model, block_d) * triton.cdiv(width, block_w)
-            # Experts are rarely of one size: without parts, the device waits for the largest.
-            parts = max(1, min(16, 2112 // (models * experts * tiles), tokens * top_k // 512))
+            # As if all tokens had gone to one expert: experts are rarely of one size, and the largest is waited for.
+            parts = max(1, min(16, PROGRAMS // (models * tiles), tokens * top_k // 512))
             shape = (models, experts, width, d_model) if outwards else (models, d_model, experts, width)
             out = summed(parts, *shape)
             _matrix[(tiles, experts, models * parts)](
                 rows, units, by.chunks, unscale, out, count, E=experts, D=d_model, W=width,
                 ALONG_D=1 if outwards else experts * width, ALONG_W=d_model if outwards else 1,
                 OF_EXPERT=width * d_model if outwards else width, PARTS=parts, HALF=half,
-                PRECISION=of["PRECISION"], CHUNK=of["CHUNK"], SLICE=of["SLICE"], BLOCK_D=block_d, BLOCK_W=block_w,
+                PRECISION=of["PRECISION"], CHUNK=of["CHUNK"], SLICE=ctx.slice, BLOCK_D=block_d, BLOCK_W=block_w,
                 HELD=ctx.sizes.held, num_warps=8, num_stages=3,
             )  # fmt: skip
             total: Tensor = out[0] if parts == 1 else out.sum(0)
@@ -533,17 +556,15 @@ class _Grouped(torch.autograd.Function):
         d_w_out = matrix(upstream_t, hidden_t, of_hidden, True).flatten(1, 2)
         d_b_in = d_b_out = None
         if of["BIASED"]:
-            d_b_in = add_chunks(d_bias[:, None], by.chunks[:, None], 0)[:, 0].flatten(1)
-            d_b_out = gates.transpose(1, 2) @ upstream
+            sums = (
+                add_chunks(of_chunks[:, None], by.chunks[:, None], 0)[:, 0]
+                for of_chunks in (d_bias, d_out_bias)
+            )
+            d_b_in, d_b_out = next(sums).flatten(1), next(sums)
         d_x = d_x.view_as(x) if top_k == 1 else d_x.sum(2)
         if ctx.added and top_k > 1:
             d_x += upstream
         return d_x, d_w_in, d_w_up, d_b_in, d_w_out, d_b_out, d_gates, None, None, None, None, None
-
-
-def halved() -> bool:
-    """Whether products may round their factors to ten bits, as fp16 has them too."""
-    return precision() == "tf32"
 
 
 class Sizes(NamedTuple):
@@ -555,19 +576,24 @@ class Sizes(NamedTuple):
     """Hidden units."""
     warps: int
     stages: int
+    piece_back: int
+    """Hidden units, going back."""
     warps_back: int
     stages_back: int
     held: int
     """Assignments that a matrix's gradient is summed over at once: of one chunk, which has one scale."""
 
 
-def sizes(d_model: int, half: bool) -> Sizes:
-    """What fits a multiprocessor's shared memory, where products to fp32's bits hold each number in two parts."""
+def sizes(d_model: int, half: bool, gated: bool) -> Sizes:
+    """What fits a multiprocessor's shared memory, where products to fp32's bits hold each number in two parts; and
+    its registers, where a gated unit is two."""
     if half:
-        return Sizes(64, 64, 4, 2, 4, 2, 64) if d_model <= 128 else Sizes(64, 32, 8, 2, 8, 2, 64)
+        if d_model > 128:
+            return Sizes(64, 32, 8, 2, 32, 8, 2, 64)
+        return Sizes(64, 64, 4, 2, 32, 4, 3, 64) if gated else Sizes(64, 64, 4, 3, 64, 4, 2, 64)
     if d_model <= 64:
-        return Sizes(128, 32, 4, 1, 8, 1, 32)
-    return Sizes(64, 16, 4, 1, 4, 1, 32) if d_model <= 128 else Sizes(32, 16, 4, 1, 2, 1, 32)
+        return Sizes(128, 32, 4, 1, 32, 8, 1, 32)
+    return Sizes(64, 16, 4, 1, 16, 4, 1, 32) if d_model <= 128 else Sizes(32, 16, 4, 1, 16, 2, 1, 32)
 
 
 def open_experts(

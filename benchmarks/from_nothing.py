@@ -1,0 +1,158 @@
+"""Every arm with all its seeds, from nothing: how long it takes, and whether it comes out as it did before.
+
+    python benchmarks/from_nothing.py FOLDER                this machine's GPUs, or its cores, until all is trained
+    python benchmarks/from_nothing.py FOLDER --minutes 9    goes on, at the next call, from where it stopped
+
+FOLDER is a store of its own, so nothing that was trained before helps. Training, looks, measures and storing all
+count, as does what is done twice after an interruption; starting Python does not. Each arm's means are then held
+against those of the committed tables, seed by seed: the same start and the same batches, but other kernels, packages
+or devices round otherwise, and what grows out of a rounding is another model of the same arm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from rich.console import Console
+
+from sparsity_moves import studies
+from sparsity_moves.errors import UserError
+from sparsity_moves.store import Store
+from sparsity_moves.studies import controls, engine
+from sparsity_moves.studies.statistics import LEVEL, adjusted, compare, different
+from sparsity_moves.studies.study import Study, results
+from sparsity_moves.training import PROFILES
+
+COMPARED = {"accuracy": "final", "no_ffn_accuracy": "first_best", "no_attention_accuracy": "first_best"}
+"""What is compared, and at which moment."""
+CALLS = "calls.json"
+"""In the store: what each call took."""
+
+
+def again(study: Study, first: Store, second: Store) -> list[dict[str, Any]]:
+    """Each arm's paired differences, second training minus first, over the seeds that both have."""
+    both = Study(study.name, tuple(run for run in study.runs if first.has(run[1]) and second.has(run[1])))
+    if not both.runs:
+        return []
+    before, after = (results(both, where).moments for where in (first, second))
+    keys = ["task", "arm", "seed", "moment", "spec_id"]
+    rows = []
+    for column, moment in COMPARED.items():
+        pairs = (
+            before.filter(moment=moment)
+            .select(*keys, column)
+            .join(after.filter(moment=moment).select(*keys, pl.col(column).alias("after")), on=keys)
+            .sort(keys)
+        )
+        for (task, arm), group in pairs.group_by("task", "arm", maintain_order=True):
+            differences = (group["after"] - group[column]).to_numpy()
+            found = compare(differences.tolist())
+            rows.append(
+                {
+                    "task": task,
+                    "arm": arm,
+                    "column": column,
+                    "moment": moment,
+                    "seeds": found.n,
+                    "first": group[column].mean(),
+                    "second": group["after"].mean(),
+                    "difference": found.mean,
+                    "low": found.low,
+                    "high": found.high,
+                    "p": None if found.n < 2 else float(different(differences)),
+                    "same_to_the_bit": int((differences == 0).sum()),
+                }
+            )
+    tested = [row for row in rows if row["p"] is not None]
+    if tested:
+        corrected = adjusted(torch.tensor([row["p"] for row in tested]).numpy())
+        for row, p in zip(tested, corrected.tolist(), strict=True):
+            row["p"] = p
+    return rows
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="where the runs are put")
+    parser.add_argument("--profile", default="paper", choices=PROFILES)
+    parser.add_argument("--without", nargs="*", default=[], metavar="ARM", help="arms that are left out")
+    parser.add_argument("--minutes", type=float, help="stop after so long; the next call goes on")
+    parser.add_argument("--workers", type=int, help="shards at once")
+    parser.add_argument(
+        "--output", type=Path, help="the result's file; one of benchmarks/results unless given"
+    )
+    parser.add_argument(
+        "--committed", type=Path, help="what to compare with; the profile's results unless given"
+    )
+    asked = parser.parse_args(arguments)
+    whole = controls.study(asked.profile)
+    arms = list(dict.fromkeys(arm for arm, _ in whole.runs))
+    if unknown := sorted(set(asked.without) - set(arms)):
+        raise UserError(f"no arm of the profile {asked.profile} is called {', '.join(unknown)}")
+    study = Study("controls", tuple(run for run in whole.runs if run[0] not in asked.without))
+    store = Store(asked.folder)
+    record = asked.folder / CALLS
+    calls = json.loads(record.read_text()) if record.exists() else []
+
+    started = time.perf_counter()
+    trained = engine.run(study.specs, store, workers=asked.workers, minutes=asked.minutes, keep_every=30)
+    seconds = time.perf_counter() - started
+    devices = max(1, torch.cuda.device_count())
+    if trained or asked.minutes:
+        calls.append({"seconds": round(seconds, 1), "devices": devices, "runs": trained})
+        record.write_text(json.dumps(calls))
+    todo, _ = engine.missing(study.specs, store)
+    shards = store.shards({spec.spec_id for spec in study.specs} - {spec.spec_id for spec in todo})
+    committed = Store(asked.committed) if asked.committed else studies.store(asked.profile)
+    rows = again(study, committed, store)
+    told = {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "versions": {name: version(name) for name in ("torch", "polars")},
+        "command": shlex.join(["python", "benchmarks/from_nothing.py", *(arguments or sys.argv[1:])]),
+        "profile": asked.profile,
+        "arms": [arm for arm in arms if arm not in asked.without],
+        "runs": len(study.specs) - len(todo),
+        "missing": len(todo),
+        "calls": calls,
+        "device_seconds": round(sum(call["seconds"] * call["devices"] for call in calls), 1),
+        "shards": [
+            {"models": s["shard_models"], "seconds": s["shard_seconds"], "device": s["device"]}
+            for s in shards
+        ],
+        "compared_with": str(asked.committed or f"results/{asked.profile}"),
+        "again": rows,
+    }
+    output = asked.output or Path(__file__).parent / "results" / "from_nothing.json"
+    output.write_text(json.dumps(told, indent=1) + "\n")
+
+    console = Console()
+    other = [row for row in rows if row["p"] is not None and row["p"] < LEVEL]
+    console.print(
+        f"{len(rows)} means held against the committed ones; {len(other)} differ (corrected p < {LEVEL})"
+    )
+    for row in other:
+        first, second, low, high = (f"{100 * row[name]:.2f}" for name in ("first", "second", "low", "high"))
+        what = f"{row['task']} {row['arm']} {row['column']}"
+        console.print(f"  {what}: {first} %, then {second} %; difference {low} to {high} points")
+    console.print(
+        f"{told['runs']} of {len(study.specs)} runs in {told['device_seconds'] / 60:.1f} device-minutes"
+        f" over {len(calls)} calls on {told['device']}; {output}"
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(str(error))
