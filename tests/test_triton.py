@@ -236,20 +236,30 @@ else:
             for ours, theirs in zip(got, wanted, strict=True):
                 close(ours, theirs, "gradient", within)
 
-    @pytest.mark.parametrize("classes", [12, 10, 114])
-    def test_cross_entropy_and_its_gradients(classes):
+    @pytest.mark.parametrize("sure", [1.0, 8.0], ids=["unsure", "sure"])
+    @pytest.mark.parametrize(("rounding", "within"), [("fp32", 2e-5), ("tf32", 4e-3)], ids=["fp32", "tf32"])
+    @pytest.mark.parametrize(("width", "classes"), [(32, 12), (64, 10), (128, 114), (40, 7), (256, 114)])
+    def test_cross_entropy_and_its_gradients(width, classes, rounding, within, sure):
+        """Answers that are sure have gradients next to nothing."""
         source = generator(0, "entropy")
-        x = torch.randn(3, 7, 5, 32, generator=source).to(DEVICE).requires_grad_()
-        unembed = torch.randn(3, 32, classes, generator=source).to(DEVICE).requires_grad_()
-        targets = torch.randint(classes, (3, 7, 5), generator=source).to(DEVICE)
-        weight = torch.rand(3, 7, 5, generator=source).to(DEVICE)
+        x = torch.randn(3, 7, 15, width, generator=source).to(DEVICE).requires_grad_()
+        unembed = (
+            torch.randn(3, width, classes, generator=source).mul(width**-0.5).to(DEVICE).requires_grad_()
+        )
+        targets = torch.randint(classes, (3, 7, 15), generator=source).to(DEVICE)
+        with torch.no_grad():
+            right = unembed.mT.gather(1, targets.flatten(1)[..., None].expand(-1, -1, width))
+            x += (sure - 1) * right.view_as(x)
+        weight = torch.rand(3, 7, 15, generator=source).to(DEVICE)
         logits = (x.flatten(1, 2) @ unembed).flatten(0, 1)
-        expected = F.cross_entropy(logits, targets.flatten(), reduction="none").view(3, 7, 5)
-        found = kernels.cross_entropy(x, unembed, targets)
-        close(found, expected, "loss")
-        got, wanted = (torch.autograd.grad((y * weight).sum(), (x, unembed)) for y in (found, expected))
+        expected = F.cross_entropy(logits, targets.flatten(), reduction="none").view(3, 7, 15)
+        wanted = torch.autograd.grad((expected * weight).sum(), (x, unembed))
+        with products(rounding):
+            found = kernels.cross_entropy(x, unembed, targets)
+            got = torch.autograd.grad((found * weight).sum(), (x, unembed))
+        close(found, expected, "loss", within)
         for what, ours, theirs in zip(("x", "unembed"), got, wanted, strict=True):
-            close(ours, theirs, what)
+            close(ours, theirs, what, within)
 
     @pytest.mark.parametrize("positions", [(0, 1, 2), (1, 2), (2,)])
     def test_a_lookups_gradient_sums_over_all_who_looked(positions):

@@ -21,6 +21,9 @@ from sparsity_moves.kernels.triton.attention import _attend, _keys_and_values, _
 from sparsity_moves.kernels.triton.linear import precision
 from sparsity_moves.kernels.triton.segments import Segments, add_chunks
 
+SEQUENCES = 1024
+"""Whose scores' gradients a program adds up at once."""
+
 
 @triton.jit
 def _weights_backward(
@@ -60,15 +63,13 @@ def _weights_backward(
         tl.store(d_scores_out + to, d_scores, mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["p", "t"])
 def _sum_pairs(
-    d_scores, pairs, begin, pair, out, B, V, T: tl.constexpr, START: tl.constexpr, P: tl.constexpr, H: tl.constexpr,
-    HP: tl.constexpr, CELLS: tl.constexpr, HELD: tl.constexpr,
+    d_scores, pairs, begin, pair, out, p, t, B, V, T: tl.constexpr, START: tl.constexpr, P: tl.constexpr,
+    H: tl.constexpr, HP: tl.constexpr, CELLS: tl.constexpr, HELD: tl.constexpr,
 ):  # fmt: skip
-    """The scores' gradients of all sequences with the same two tokens: a table a head, (M, H, P·V, T·V)."""
-    p = tl.program_id(1) // T
-    t = tl.program_id(1) % T
-    m = tl.program_id(2).to(tl.int64)
+    """The scores' gradients of all sequences with the same tokens at p and at t: a table a head, (M, H, P·V, T·V)."""
+    m = tl.program_id(1).to(tl.int64)
     two = (m * T + START + p) * T + t
     cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
     start = tl.load(begin + two * (B + 1) + cell, mask=cell < B, other=B)
@@ -189,7 +190,7 @@ def _settings(length: int, start: int, positions: int, heads: int, width: int) -
 
 def _queries_and_keys(
     projected: Float[Tensor, "M S 3D"], d_scores: Float[Tensor, "M B H P T"], by: Segments, of: dict[str, Any],
-    out: Float[Tensor, "M S 3D"],
+    causal: bool, out: Float[Tensor, "M S 3D"],
 ) -> None:  # fmt: skip
     """Write the gradients of queries and keys; queries that nobody asked are left alone.
 
@@ -200,13 +201,16 @@ def _queries_and_keys(
     rows = projected.shape[1]
     vocabulary = rows // length
     table = d_scores.new_zeros(models, heads, positions * vocabulary, length * vocabulary)
-    # Few pairs with many sequences, or many with few: a program holds so many numbers either way.
-    longest = max(max(by.longest[position]) for position in range(of["START"], of["START"] + positions))
-    cells, held = (4, 256) if longest > 512 else (16, 64)
-    _sum_pairs[(triton.cdiv(batch, cells), positions * length, models)](
-        d_scores, by.pairs, by.begin, by.pair, table, batch, vocabulary, T=length, START=of["START"], P=positions,
-        H=heads, HP=triton.next_power_of_2(heads), CELLS=cells, HELD=held,
-    )  # fmt: skip
+    for p in range(positions):
+        asking = of["START"] + p
+        for t in range(asking + 1 if causal else length):
+            # Few pairs with many sequences, or many with few: a program holds so many of them either way.
+            held = min(SEQUENCES, triton.next_power_of_2(by.longest[asking][t]))
+            cells = SEQUENCES // held
+            _sum_pairs[(triton.cdiv(by.different[asking][t], cells), models)](
+                d_scores, by.pairs, by.begin, by.pair, table, p, t, batch, vocabulary, T=length, START=of["START"],
+                P=positions, H=heads, HP=triton.next_power_of_2(heads), CELLS=cells, HELD=held,
+            )  # fmt: skip
     asked, seen, start = positions * vocabulary, rows, of["START"] * vocabulary
     common = {"H": heads, "K": of["K"], "PRECISION": precision(), "BLOCK": 64, "HELD": 64}
     _rows_from_pairs[(triton.cdiv(asked, 64), heads, models)](
@@ -257,7 +261,7 @@ class _Attend(torch.autograd.Function):
             projected, index, upstream, pattern, d_scores, batch, rows, scale, **of, **ctx.more
         )
         d_projected = torch.zeros_like(projected)
-        _queries_and_keys(projected, d_scores, ctx.by, of, d_projected)
+        _queries_and_keys(projected, d_scores, ctx.by, of, ctx.more["CAUSAL"], d_projected)
         count, d_model = ctx.by.first.shape[-1], of["H"] * of["K"]
         partial = projected.new_empty(models, of["T"], count, d_model)
         _values_by_token[(count, of["T"], models)](
@@ -435,7 +439,7 @@ class _Glance(torch.autograd.Function):
             batch, rows, 1 / math.sqrt(of["K"]), **of, **ctx.more,
         )  # fmt: skip
         d_projected = torch.zeros_like(projected)
-        _queries_and_keys(projected, d_scores, ctx.by, of, d_projected)
+        _queries_and_keys(projected, d_scores, ctx.by, of, ctx.more["CAUSAL"], d_projected)
         count, d_model, heads, width = ctx.by.first.shape[-1], triple // 3, of["H"], of["K"]
         partial = projected.new_empty(models, of["T"], count, (heads + 1) * experts)
         _readings_by_token[(count, of["T"], models)](

@@ -40,6 +40,8 @@ class Segments(NamedTuple):
     """Which pair that is: first token · V + second token."""
     longest: tuple[tuple[int, ...], ...]
     """Most sequences with one pair, at every two positions."""
+    different: tuple[tuple[int, ...], ...]
+    """Most pairs of a model there."""
 
 
 def segments(tokens: Int[Tensor, "M B T"], vocabulary: int) -> Segments:
@@ -69,8 +71,10 @@ def segments(tokens: Int[Tensor, "M B T"], vocabulary: int) -> Segments:
     pair = torch.zeros_like(code).scatter(-1, which, code)
     parts = (order, first, last, chunks, pairs, begin, pair)
     longest = (begin[..., 1:] - begin[..., :-1]).amax((0, 3)).tolist()
+    different = (which.amax((0, 3)) + 1).tolist()
     order, first, last, chunks, pairs, begin, code = (x.to(torch.int32).contiguous() for x in parts)
-    return Segments(order, first, last, chunks, pairs, begin, code, tuple(map(tuple, longest)))
+    most = (tuple(map(tuple, counts)) for counts in (longest, different))
+    return Segments(order, first, last, chunks, pairs, begin, code, *most)
 
 
 @triton.jit
