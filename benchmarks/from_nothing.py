@@ -101,6 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
     if unknown := sorted(set(asked.without) - set(arms)):
         raise UserError(f"no arm of the profile {asked.profile} is called {', '.join(unknown)}")
     study = Study("controls", tuple(run for run in whole.runs if run[0] not in asked.without))
+    without = ["--without", *asked.without] if asked.without else []
     store = Store(asked.folder)
     record = asked.folder / CALLS
     calls = json.loads(record.read_text()) if record.exists() else []
@@ -109,7 +110,7 @@ def main(arguments: list[str] | None = None) -> None:
     trained = engine.run(study.specs, store, workers=asked.workers, minutes=asked.minutes, keep_every=30)
     seconds = time.perf_counter() - started
     devices = max(1, torch.cuda.device_count())
-    if trained or asked.minutes:
+    if trained or asked.minutes is not None:
         calls.append({"seconds": round(seconds, 1), "devices": devices, "runs": trained})
         record.write_text(json.dumps(calls))
     todo, _ = engine.missing(study.specs, store)
@@ -119,7 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
     told = {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "versions": {name: version(name) for name in ("torch", "polars")},
-        "command": shlex.join(["python", "benchmarks/from_nothing.py", *(arguments or sys.argv[1:])]),
+        "command": shlex.join(["python", "benchmarks/from_nothing.py", "FOLDER", *without]),
         "profile": asked.profile,
         "arms": [arm for arm in arms if arm not in asked.without],
         "runs": len(study.specs) - len(todo),

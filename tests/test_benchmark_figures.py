@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsity_moves.figures import large_trees, peers
+from sparsity_moves.figures import again, large_trees, peers
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 
@@ -155,3 +155,74 @@ def test_the_committed_runs_are_shown():
     assert all(found["parameters"] > 1e9 for found in tables)
     assert large_trees.large_steps(tables).csv.count("\n") == 1 + sum(len(found["steps"]) for found in tables)
     assert json.dumps(tables)
+
+
+# --- Trained twice ------------------------------------------------------------------------------------------------
+
+
+def mean_of(arm: str, low: float, high: float, p: float, same: int = 0) -> dict:
+    difference = (low + high) / 2
+    return {
+        "task": "add7",
+        "arm": arm,
+        "column": "no_ffn_accuracy",
+        "moment": "first_best",
+        "seeds": 20,
+        "first": 0.2,
+        "second": 0.2 + difference,
+        "difference": difference,
+        "low": low,
+        "high": high,
+        "p": p,
+        "same_to_the_bit": same,
+    }
+
+
+@pytest.fixture
+def twice() -> dict:
+    return {
+        "device": "NVIDIA X1",
+        "command": "python benchmarks/from_nothing.py FOLDER",
+        "arms": ["dense", "moe", "narrow"],
+        "runs": 60,
+        "missing": 0,
+        "calls": [{"seconds": 60, "devices": 2, "runs": 20}, {"seconds": 30, "devices": 2, "runs": 40}],
+        "device_seconds": 180,
+        "again": [
+            mean_of("dense", -0.001, 0.002, 0.4),
+            mean_of("moe", 0.01, 0.05, 0.001),
+            mean_of("narrow", 0, 0, 1.0, same=20),
+        ],
+    }
+
+
+def test_the_time_from_nothing_is_told_with_its_devices_and_calls(twice):
+    time, _ = again.told(twice)
+    assert "60 models (3 arms of each task, all their seeds) took 3.0 minutes of NVIDIA X1" in time
+    assert "2 at once, in 2 calls" in time
+    assert "missing" not in time
+    twice["missing"] = 7
+    assert "**7 are still missing.**" in again.told(twice)[0]
+
+
+def test_means_that_came_out_otherwise_are_named(twice):
+    _, same = again.told(twice)
+    assert "Of 3 means, 1 differs" in same
+    assert "in 1 every model has the very number it had" in same
+    assert "half of them by at most 0.2 points, the least certain by 5.0" in same
+    assert "Addition, MoE, right without the FFN: +1.0 to +5.0 points" in same
+    twice["again"][1]["p"] = 0.06
+    _, same = again.told(twice)
+    assert "Of 3 means, none differ" in same
+    assert "These differ" not in same
+
+
+def test_the_picture_shows_every_mean(twice):
+    figure = again.differences(twice)
+    assert "1 of 3 differ; the largest difference is 3.0 points" in figure.alt
+    assert again.rows(twice)["differs"].to_list() == [False, True, False]
+
+
+def test_nothing_is_told_of_differences_where_nothing_was_compared(twice):
+    twice["again"] = []
+    assert len(again.told(twice)) == 1

@@ -202,6 +202,71 @@ class TestTrees:
         assert "OUTPUT DIFFERS by 1.0e-03" in table([row])
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A store of the smoke profile, and what was told of it: once in two calls, once more in one."""
+    from from_nothing import main
+
+    folder = tmp_path_factory.mktemp("again")
+    first, second = folder / "first", folder / "second"
+    told = {}
+    for name, store, more in (
+        ("cut short", first, ["--minutes", "0"]),
+        ("first", first, []),
+        ("second", second, ["--without", "moe_hash"]),
+    ):
+        path = folder / f"{name}.json"
+        main([*map(str, (store, "--profile", "smoke", "--output", path, "--committed", first)), *more])
+        told[name] = json.loads(path.read_text(encoding="utf-8"))
+    return first, second, told
+
+
+class TestFromNothing:
+    def test_it_goes_on_from_where_it_stopped_and_counts_every_call(self, trained) -> None:
+        told = trained[2]
+        assert told["cut short"]["missing"] == 18
+        assert told["first"]["missing"] == 0
+        assert len(told["first"]["calls"]) == 2
+        assert sum(call["runs"] for call in told["first"]["calls"]) == told["first"]["runs"] == 18
+        spent = sum(call["seconds"] for call in told["first"]["calls"])
+        assert told["first"]["device_seconds"] == pytest.approx(spent, abs=0.1)
+        assert sum(shard["models"] for shard in told["first"]["shards"]) == 18
+
+    def test_the_same_training_is_the_same_to_the_bit(self, trained) -> None:
+        told = trained[2]["second"]
+        assert told["arms"] == ["moe_switch", "moe_top2"]
+        assert "moe_hash" not in {row["arm"] for row in told["again"]}
+        assert len(told["again"]) == 3 * 2 * 3
+        assert all(row["same_to_the_bit"] == row["seeds"] == 2 for row in told["again"])
+        assert all(row["difference"] == row["low"] == row["high"] == 0 for row in told["again"])
+
+    def test_another_training_is_seen(self, trained) -> None:
+        """Held against models of other arms under the same names, of which some must differ."""
+        from from_nothing import again
+        from sparsity_moves.store import Store
+        from sparsity_moves.studies import controls
+        from sparsity_moves.studies.study import Study
+
+        class Swapped(Store):
+            def moments(self, spec_ids):
+                rows = super().moments(spec_ids)
+                return rows.with_columns(no_ffn_accuracy=1 - rows["no_ffn_accuracy"])
+
+        first, second, _ = trained
+        runs = [run for run in controls.study("smoke").runs if run[0] == "moe_top2"]
+        rows = again(Study("controls", tuple(runs)), Store(first), Swapped(second))
+        moved = [row for row in rows if row["column"] == "no_ffn_accuracy"]
+        assert all(row["same_to_the_bit"] == 0 for row in moved)
+        assert all(row["difference"] == pytest.approx(1 - 2 * row["first"]) for row in moved)
+
+    def test_an_unknown_arm_is_named(self, tmp_path) -> None:
+        from from_nothing import main
+        from sparsity_moves.errors import UserError
+
+        with pytest.raises(UserError, match="no arm of the profile smoke is called moe_hush"):
+            main([str(tmp_path), "--profile", "smoke", "--without", "moe_hush"])
+
+
 class TestTheLab:
     """`lab_speed`: what it waits for and sees in the page is tested in `test_lab.py`."""
 
