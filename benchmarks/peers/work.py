@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from sparsity_moves.model import Parameters, stack
+from sparsity_moves.names import Profile, TaskName
 from sparsity_moves.studies import arm
-from sparsity_moves.training import Profile, Spec
+from sparsity_moves.training import Spec
 from sparsity_moves.training.data import batches
-from sparsity_moves.training.spec import TaskName
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from sparsity_moves.figures.patterns import SHOWN
 from sparsity_moves.figures.prose import Text
 from sparsity_moves.figures.strips import LANES, nothing_yet, selected
 from sparsity_moves.figures.theme import arm_colours, arm_label
+from sparsity_moves.names import MOMENTS
 from sparsity_moves.studies.argument import Argument
 from sparsity_moves.studies.published import best, published
 
 ARMS = ("dense", "moe", "glu", "glu_bilinear", "moe_glu")
 TASK = "modular_addition"
-MOMENTS = ("first_best", "grokked", "final")
 """The paper looks at the best checkpoint; where its parameters were not kept, at the one at which it grokked."""
 DETAILS = {"per neuron": "all neurons", "top principal component": "first component", "weights": "weights"}
 

@@ -10,8 +10,8 @@ from sparsity_moves.figures.theme import ARMS as DRAWN
 from sparsity_moves.figures.theme import arm_colours, arm_label
 from sparsity_moves.figures.words import TASK_NAMES, sentence
 from sparsity_moves.model import count
+from sparsity_moves.names import Profile
 from sparsity_moves.studies import ARMS, arm
-from sparsity_moves.training import Profile
 
 
 def sizes(profile: Profile, *, experts: int = 4, arms: Sequence[str] = ()) -> pl.DataFrame:

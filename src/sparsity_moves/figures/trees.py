@@ -11,11 +11,11 @@ from sparsity_moves.figures.summary import criterion, summaries
 from sparsity_moves.figures.theme import arm_colours, arm_label, arm_shapes
 from sparsity_moves.figures.told import Teller
 from sparsity_moves.figures.words import TASK_NAMES
+from sparsity_moves.names import TaskName
 from sparsity_moves.studies.argument import Argument
 from sparsity_moves.studies.arms import TREES
 from sparsity_moves.studies.statistics import compare
 from sparsity_moves.studies.trees import BESIDE, HEIGHTS, height, label
-from sparsity_moves.training import TaskName
 
 
 def kind_of(arm: str) -> str:

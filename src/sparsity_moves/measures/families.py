@@ -18,8 +18,8 @@ from sparsity_moves.measures.routing_parts import routing_parts
 from sparsity_moves.measures.strategy import strategy
 from sparsity_moves.measures.tidy import Columns, Subject, joined
 from sparsity_moves.model import stack
-from sparsity_moves.names import Family
-from sparsity_moves.training import MOMENTS, Run, Spec
+from sparsity_moves.names import MOMENTS, Family
+from sparsity_moves.training import Run, Spec
 from sparsity_moves.training.data import evaluation
 from sparsity_moves.training.precision import products
 

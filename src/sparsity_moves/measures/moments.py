@@ -10,7 +10,8 @@ from sparsity_moves.measures.ablation import component_ablation
 from sparsity_moves.measures.attribution import attention_share
 from sparsity_moves.measures.routing import router_nmi
 from sparsity_moves.model import count, stack
-from sparsity_moves.training import MOMENTS, Run, accuracy, correct, exact_match, held_out_accuracy
+from sparsity_moves.names import MOMENTS
+from sparsity_moves.training import Run, accuracy, correct, exact_match, held_out_accuracy
 from sparsity_moves.training.data import evaluation
 from sparsity_moves.training.precision import products
 

@@ -19,6 +19,7 @@ from sparsity_moves.store import merge as merge_pack
 from sparsity_moves.store.shards import seconds as training_seconds
 
 if TYPE_CHECKING:
+    from sparsity_moves.names import Profile
     from sparsity_moves.studies import (
         argument,
         controls,
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from sparsity_moves.studies.cost import training_flops
     from sparsity_moves.studies.keeping import kept
     from sparsity_moves.studies.study import Results, Study, measures, results, seeds, tables
-    from sparsity_moves.training import Profile
 
 CHAPTERS = ("redistribution", "sweep", "argument", "trees")
 """Studies that the chapters show, and that a reader's machine trains."""

@@ -15,7 +15,7 @@ from functools import cached_property
 import polars as pl
 
 from sparsity_moves import studies
-from sparsity_moves.names import FAMILIES, Family, results_folder
+from sparsity_moves.names import FAMILIES, Family, Profile, results_folder
 from sparsity_moves.store import Store, measured
 from sparsity_moves.store.families import schema
 from sparsity_moves.studies import redistribution, sweep, sweeps
@@ -24,7 +24,6 @@ from sparsity_moves.studies.evidence import Absent, Evidence, Families
 from sparsity_moves.studies.published import PAPER_MOMENT
 from sparsity_moves.studies.study import Study, seeds
 from sparsity_moves.studies.verdicts import Board, board
-from sparsity_moves.training import Profile
 
 CONTROLS: dict[Profile, dict[str, int]] = {
     "smoke": {"moe_switch": 2, "moe_hash": 2},

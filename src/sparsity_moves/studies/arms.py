@@ -15,7 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 from sparsity_moves.errors import UserError
-from sparsity_moves.training import Profile, Spec, TaskName, settings
+from sparsity_moves.names import Profile, TaskName
+from sparsity_moves.training import Spec, settings
 
 BALANCE = 0.01
 """Weight of the load-balance loss in the paper."""

@@ -6,10 +6,10 @@ per-active-matched)? Is it one expert a token (top-2)? `arms` says what each is.
 
 from __future__ import annotations
 
+from sparsity_moves.names import Profile
 from sparsity_moves.studies.arms import ARMS, arm
 from sparsity_moves.studies.redistribution import SEEDS
 from sparsity_moves.studies.study import Study, seeds
-from sparsity_moves.training import Profile
 
 SMOKE = ("moe_switch", "moe_hash", "moe_top2")
 """Enough to see that controls run."""

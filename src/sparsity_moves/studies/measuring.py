@@ -14,10 +14,10 @@ from functools import cache
 
 from sparsity_moves.measures import measure_families
 from sparsity_moves.measures.families import applies
-from sparsity_moves.names import FAMILIES, Family
+from sparsity_moves.names import FAMILIES, MOMENTS, Family, Profile, TaskName
 from sparsity_moves.store import Store, measured
 from sparsity_moves.studies.arms import ARMS, arm
-from sparsity_moves.training import MOMENTS, Profile, Run, Spec, TaskName
+from sparsity_moves.training import Run, Spec
 from sparsity_moves.training.fleet import Moment
 from sparsity_moves.training.profiles import SEEDS
 
@@ -106,7 +106,7 @@ def restored(spec: Spec, store: Store) -> Run:
     rows = store.moments([spec.spec_id])
     steps = dict(zip(rows["moment"], rows["step"], strict=True))
     kept = store.kept(spec.spec_id)
-    there = {
+    there: dict[str, Moment] = {
         name: Moment(steps[name], store.checkpoint(spec.spec_id, name)) for name in MOMENTS if name in kept
     }
     return Run(spec, {}, there)

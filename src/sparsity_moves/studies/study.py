@@ -8,9 +8,9 @@ from dataclasses import MISSING, dataclass, fields
 import polars as pl
 
 from sparsity_moves.errors import UserError
-from sparsity_moves.names import Family
+from sparsity_moves.names import Family, Profile
 from sparsity_moves.store import Store, measured
-from sparsity_moves.training import Profile, Spec
+from sparsity_moves.training import Spec
 from sparsity_moves.training.profiles import SEEDS
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from sparsity_moves.names import Profile
 from sparsity_moves.studies.arms import arm
 from sparsity_moves.studies.study import Study, seeds
-from sparsity_moves.training import Profile
 
 EXPERTS: dict[Profile, tuple[int, ...]] = {
     "smoke": (1, 2, 4),

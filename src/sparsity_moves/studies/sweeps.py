@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+from sparsity_moves.names import Profile, TaskName
 from sparsity_moves.studies.arms import ARMS, arm
 from sparsity_moves.studies.study import Study, seeds
-from sparsity_moves.training import Profile, Spec, TaskName
+from sparsity_moves.training import Spec
 
 TASKS: tuple[TaskName, ...] = ("add7", "modular_addition", "histogram")
 FOUR = ("dense", "glu", "moe", "moe_glu")

@@ -14,14 +14,14 @@ from dataclasses import replace
 
 import polars as pl
 
-from sparsity_moves.names import results_folder
+from sparsity_moves.names import Profile, TaskName, results_folder
 from sparsity_moves.store import Store
 from sparsity_moves.studies import redistribution
 from sparsity_moves.studies.argument import Argument
 from sparsity_moves.studies.arms import TREES, arm
 from sparsity_moves.studies.evidence import Evidence
 from sparsity_moves.studies.study import Study, seeds
-from sparsity_moves.training import Profile, Spec, TaskName
+from sparsity_moves.training import Spec
 
 BESIDE = ("dense", "narrow", "moe", "moe_frozen", "moe_switch")
 """What trees are held against; at the laptop profile those that the first result trains anyway."""

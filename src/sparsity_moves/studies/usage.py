@@ -11,10 +11,11 @@ from collections.abc import Callable
 from itertools import product
 from typing import Any
 
+from sparsity_moves.names import Profile, TaskName
 from sparsity_moves.store.looks import Looks
 from sparsity_moves.studies.arms import arm
 from sparsity_moves.studies.study import seeds
-from sparsity_moves.training import Profile, Spec, TaskName
+from sparsity_moves.training import Spec
 
 HEIGHT = 5
 FORMS = {"tree": "at every node", "tree_balanced": "after the sum"}

@@ -18,14 +18,13 @@ from torch import Tensor
 
 from sparsity_moves import kernels
 from sparsity_moves.model import Parameters, forward, stack
+from sparsity_moves.names import MOMENTS
 from sparsity_moves.training import data
 from sparsity_moves.training.dropout import Dropout
 from sparsity_moves.training.evaluation import look
 from sparsity_moves.training.precision import products
 from sparsity_moves.training.recording import Recording
 from sparsity_moves.training.spec import Spec
-
-MOMENTS = ("first_best", "grokked", "final")
 
 GROKKED = 0.99
 """A model has grokked when its accuracy on held-out pairs passes this (Smithline & Mascioli 2026)."""
@@ -192,8 +191,10 @@ class _Ledger:
         self.steps: list[int] = []
         self.rows: list[Float[Tensor, "columns M"]] = []
         self.best = torch.full((models,), -math.inf, dtype=torch.double, device=fleet.device)
-        self.at = {name: torch.zeros(models, dtype=torch.long, device=fleet.device) for name in MOMENTS[:2]}
-        self.flat = {name: fleet.flat.clone() for name in MOMENTS[:2]}
+        self.at: dict[str, Tensor] = {
+            name: torch.zeros(models, dtype=torch.long, device=fleet.device) for name in MOMENTS[:2]
+        }
+        self.flat: dict[str, Tensor] = {name: fleet.flat.clone() for name in MOMENTS[:2]}
 
     def note(self, step: int, loss: Tensor, seen: dict[str, Tensor], score: Float[Tensor, " M"]) -> None:
         nothing = torch.full_like(score, math.nan)
@@ -236,7 +237,7 @@ class _Ledger:
             values = {name: curve[:, i, model].tolist() for i, name in enumerate(self.columns)}
             if not tests:
                 values["test_accuracy"] = [None] * len(self.steps)
-            moments = {
+            moments: dict[str, Moment] = {
                 name: Moment(at[name][model], fleet.snapshot(model, self.flat[name]))
                 for name in MOMENTS[:2]
                 if at[name][model]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any, get_args
 
 from sparsity_moves.errors import UserError
-from sparsity_moves.training.spec import Profile, TaskName
+from sparsity_moves.names import Profile, TaskName
 
 PROFILES: tuple[Profile, ...] = get_args(Profile)
 

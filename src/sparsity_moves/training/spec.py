@@ -12,7 +12,7 @@ from typing import Literal
 from sparsity_moves.errors import UserError
 from sparsity_moves.model import Architecture, FeedForward
 from sparsity_moves.model.architecture import Activation, Gate, Nonlinearity, Norm, Router, known
-from sparsity_moves.names import TaskName as TaskName  # as Profile, a word of specs
+from sparsity_moves.names import Profile, TaskName
 from sparsity_moves.tasks import TASKS, Task
 
 PROTOCOL = 2
@@ -21,8 +21,6 @@ PROTOCOL = 2
 Precision = Literal["fp32", "tf32"]
 Frozen = Literal["none", "attention", "ffn"]
 DropoutAt = Literal["outputs", "hidden"]
-
-Profile = Literal["smoke", "laptop", "paper"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,9 @@ from sparsity_moves.errors import UserError
 from sparsity_moves.figures import theme as theme  # registers the theme
 from sparsity_moves.figures.book_renderer import DATA_DIR
 from sparsity_moves.figures.prose import Text, say
+from sparsity_moves.names import Profile
 from sparsity_moves.studies import arm, seeds
-from sparsity_moves.training import Profile, Run, Spec, train
+from sparsity_moves.training import Run, Spec, train
 
 ROUTING = {
     "learned (renormalised gate)": "moe",

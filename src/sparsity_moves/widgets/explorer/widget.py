@@ -17,11 +17,10 @@ from sparsity_moves.figures.book_renderer import DATA_DIR
 from sparsity_moves.figures.claim_words import MEASURES as SAID
 from sparsity_moves.figures.prose import Text, say
 from sparsity_moves.figures.words import MOMENT_NAMES, TASK_NAMES, sentence
-from sparsity_moves.names import results_folder
+from sparsity_moves.names import Profile, results_folder
 from sparsity_moves.store import Store
 from sparsity_moves.studies.argument import Argument
 from sparsity_moves.studies.redistribution import ARMS
-from sparsity_moves.training import Profile
 from sparsity_moves.widgets.explorer.data import DRAWN, MEASURES, SOURCES, Chunk, chunks
 from sparsity_moves.widgets.explorer.module import module
 

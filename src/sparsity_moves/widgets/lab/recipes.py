@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from sparsity_moves.errors import UserError
+from sparsity_moves.names import TaskName
 from sparsity_moves.studies import arm
 from sparsity_moves.studies.arms import TREES
 from sparsity_moves.training import Spec
-from sparsity_moves.training.spec import TaskName
 
 CONTROLS: list[dict[str, Any]] = json.loads((Path(__file__).parent / "settings.json").read_text())
 Setting = dict[str, str | int | float]
