@@ -10,27 +10,25 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import polars as pl
 import pytest
 
-from sparsity_moves import names, training
 from sparsity_moves.errors import UserError
 from sparsity_moves.store import Store
 from sparsity_moves.store.files import digest, write_json
 from sparsity_moves.store.shards import joined
 from sparsity_moves.studies import arm, certificate
-from sparsity_moves.studies.engine import EngineName
 
 SEEDS = range(1, 7)
 VALUES = np.random.default_rng(0).uniform(0.1, 0.6, len(SEEDS))
 LOCK = Path(__file__).parents[1] / "constraints.txt"
 
 
-def planted(root: Path, values=VALUES) -> Store:
-    """Tables of which every answer is known: two arms of add-7, one with a norm; three of six models grok."""
+def planted(root: Path, values=VALUES, loss=math.nan) -> Store:
+    """Tables of which every answer is known: two arms of add-7, one with a norm; three of six models grok. `loss` is
+    that of a model whose measures are no number."""
     runs, curves, shards = [], [], []
 
     def add(name, task, seed, moments, study, label=None, **more):
@@ -48,7 +46,7 @@ def planted(root: Path, values=VALUES) -> Store:
             {
                 "spec_id": spec.spec_id,
                 "step": 1,
-                "loss": math.nan if any(map(math.isnan, (m[2] for m in moments))) else 1.0,
+                "loss": loss if any(map(math.isnan, (m[2] for m in moments))) else 1.0,
             }
         )
 
@@ -124,10 +122,14 @@ class TestNumbers:
         assert left["add7", "moe_frozen", "p_value"] == "the tables have no such column"
         assert left["add7", "dense", "attention_flip_rate"] == "the tables hold whole models, not their parts"
 
-    def test_a_model_whose_loss_is_no_number_is_counted_and_its_mean_says_so(self, tmp_path):
+    @pytest.mark.parametrize("loss", [math.nan, math.inf, 1e-7], ids=["nan", "inf", "small"])
+    def test_a_model_whose_loss_or_measures_are_no_number_is_counted_and_its_mean_says_so(
+        self, tmp_path, loss
+    ):
+        """A model can be spoiled where no input of its training set leads."""
         values = VALUES.copy()
         values[2] = math.nan
-        store = planted(tmp_path / "smoke", values)
+        store = planted(tmp_path / "smoke", values, loss)
         certificate.certify(store, LOCK)
         assert number(store, "add7", "dense", "attention_share")["value"] == "nan"
         written = json.loads((store.root / certificate.FILE).read_text(), parse_constant=pytest.fail)
@@ -229,9 +231,3 @@ def test_certificates_are_written_and_verified_where_there_is_no_torch(store):
     done = without_torch(store.root.parent, "verify")
     assert done.returncode == 1
     assert "runs.parquet is damaged" in done.stderr
-
-
-def test_words_known_without_torch_are_those_of_the_code_that_trains():
-    assert get_args(names.Profile) == get_args(training.Profile)
-    assert names.MOMENTS == training.MOMENTS
-    assert names.EngineName is EngineName

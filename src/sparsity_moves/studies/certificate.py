@@ -16,6 +16,7 @@ import math
 from pathlib import Path
 
 import polars as pl
+import polars.selectors as cs
 
 from sparsity_moves.errors import UserError
 from sparsity_moves.store import Broken, Store
@@ -120,7 +121,10 @@ def numbers(store: Store) -> Row:
             | {"low": _number(bounds[0]) if bounds else None, "high": _number(bounds[1]) if bounds else None}
         )
     last = tables.curves.group_by("spec_id").agg(pl.col("loss").last())
-    diverged = last.filter(~pl.col("loss").is_finite())["spec_id"].sort().to_list()
+    lost = last.filter(~pl.col("loss").is_finite())["spec_id"]
+    # A model may be spoiled where no input of its training set leads.
+    spoiled = tables.rows.filter(pl.any_horizontal(cs.float().is_nan()))["spec_id"]
+    diverged = sorted({*lost, *spoiled})
     return {"numbers": done, "not_computed": left, "runs": len(last), "diverged": diverged}
 
 
