@@ -383,3 +383,20 @@ class TestParts:
         more = Evidence(evidence.rows, evidence.settings, evidence.curves, {"ablation": table})
         assert board.verdicts()["every-digit"] == UNMEASURED or "ablation" in evidence.families
         assert verdicts.board(more).verdicts()["every-digit"] in (REPRODUCED, STRONGER)
+
+    def test_a_model_that_never_grokked_counts_as_late_and_never_as_soon(
+        self, evidence: Evidence, board: Board
+    ) -> None:
+        (whole, *_) = board.tested["grok-sooner"]
+        assert (whole.part.sides[0].arm, whole.part.sides[1].arm) == ("dense", "moe")
+
+        def without(arm: str) -> Tested:
+            gone = (pl.col("moment") == "grokked") & (pl.col("seed") == 42) & (pl.col("arm") == arm)
+            rows = evidence.rows.filter(~gone)
+            return verdicts.board(Evidence(rows, evidence.settings, evidence.curves)).tested["grok-sooner"][0]
+
+        step = dict(
+            evidence.at(whole.part.row(whole.part.sides[1]), "grokked").select("seed", "step").iter_rows()
+        )
+        assert without("dense").differences == whole.differences | {42: 40_000.0 - step[42]}
+        assert without("moe").differences == {k: v for k, v in whole.differences.items() if k != 42}

@@ -244,7 +244,8 @@ def words(claim: Claim, verdict: str) -> str:
 
 def _tested(part: Part, evidence: Evidence) -> Tested:
     try:
-        one, other = (_side(part, side, evidence) for side in part.sides)
+        one = _side(part, part.sides[0], evidence, late=part.kind == "more")
+        other = _side(part, part.sides[1], evidence)
     except Absent as why:
         return Tested(part, {}, str(why))
     if isinstance(one, float):
@@ -259,10 +260,22 @@ def _tested(part: Part, evidence: Evidence) -> Tested:
     return Tested(part, differences, published=theirs[0]["value"] - theirs[1]["value"], margin=wide)
 
 
-def _side(part: Part, side: Side, evidence: Evidence) -> Values | float:
+def _side(part: Part, side: Side, evidence: Evidence, late: bool = False) -> Values | float:
+    """One value a seed. Where a side's step of grokking is to be the `late` one, a model that never grokked has its
+    last step: a lower bound of its own."""
     if side.chance:
         return 100 * _chance(part.task, side.chance, evidence)
-    values = dict(evidence.values(part.row(side)).iter_rows())
+    row = part.row(side)
+    never: Values = {}
+    if late and part.measure == "grokked_step":
+        last = evidence.at(row, "final")
+        never = dict(zip(last["seed"], map(float, last["step"]), strict=True))
+    try:
+        values = never | dict(evidence.values(row).iter_rows())
+    except Absent:
+        if not never:
+            raise
+        values = never
     if side.over is None:
         return values
     less = dict(evidence.values(part.row(side.over)).iter_rows())
