@@ -384,9 +384,8 @@ class TestParts:
         assert board.verdicts()["every-digit"] == UNMEASURED or "ablation" in evidence.families
         assert verdicts.board(more).verdicts()["every-digit"] in (REPRODUCED, STRONGER)
 
-    def test_a_model_that_never_grokked_counts_as_late_and_never_as_soon(
-        self, evidence: Evidence, board: Board
-    ) -> None:
+    def test_a_model_that_never_grokked_counts_as_late_and_never_as_soon(self, board: Board) -> None:
+        evidence = Evidence.of(Store(ROOT / "results" / "paper"))
         (whole, *_) = board.tested["grok-sooner"]
         assert (whole.part.sides[0].arm, whole.part.sides[1].arm) == ("dense", "moe")
 

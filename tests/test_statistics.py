@@ -93,13 +93,17 @@ class TestIntervals:
                 assert found is None
                 continue
             alone = bootstrap(
-                (values,),
+                (sorted(values),),
                 np.mean,
                 n_resamples=RESAMPLES,
                 method="percentile",
                 rng=np.random.default_rng(0),
             ).confidence_interval
             assert found == pytest.approx((alone.low, alone.high), rel=1e-12)
+
+    def test_the_order_of_seeds_does_not_matter(self) -> None:
+        turned = [values[::-1] for values in self.GROUPS]
+        assert intervals(turned) == intervals(self.GROUPS)
 
     def test_a_group_does_not_depend_on_its_neighbours(self) -> None:
         diverged = [[1.0, float("nan"), 2.0, 3.0, 4.0], *self.GROUPS]

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import polars as pl
 
+from sparsity_moves.figures.claim_words import plain, signed
 from sparsity_moves.figures.prose import hover, interval, listed, mean, percent, spread
 from sparsity_moves.figures.summary import Summary, criterion, differences, summary, value, with_convergence
 from sparsity_moves.figures.theme import arm_label
@@ -39,11 +40,16 @@ def moved(moments: pl.DataFrame, task: str, arm: str) -> str:
     "yes" when, over pairs that both learned the task, the interval of the shift lies above zero under every
     replacement; else "no"; "too few" with fewer than `PAIRS` pairs.
     """
-    learned = at_paper_moment(with_convergence(moments).filter("converged"))
-    found = [shift(learned, task, arm, measure) for measure in SHIFTS]
+    found = _of_learners(moments, task, arm)
     if any(each is None or each.n < PAIRS for each in found):
         return "too few"
     return "yes" if all(each and each.low is not None and each.low > 0 for each in found) else "no"
+
+
+def _of_learners(moments: pl.DataFrame, task: str, arm: str) -> list[Summary | None]:
+    """The shift under each replacement, over pairs that both learned the task."""
+    learned = at_paper_moment(with_convergence(moments).filter("converged"))
+    return [shift(learned, task, arm, measure) for measure in SHIFTS]
 
 
 def difference_table(moments: pl.DataFrame) -> pl.DataFrame:
@@ -53,16 +59,16 @@ def difference_table(moments: pl.DataFrame) -> pl.DataFrame:
     for task, arm in _arms(rows):
         zero, *others = (shift(rows, task, arm, measure) for measure in SHIFTS)
         theirs = _published_shift(task, arm)
+        able = _of_learners(moments, task, arm)[0]
         found.append(
             {
                 "task": SHORT_NAMES[task],
                 "FFN": arm_label(arm),
-                "zero": points(zero.mean) if zero else "—",
-                "95\u00a0% CI": interval(zero) if zero else "—",
-                "mean": points(others[0].mean) if others[0] else "—",
-                "resample": points(others[1].mean) if others[1] else "—",
-                "moved": moved(moments, task, arm),
+                "zero": _with_interval(zero),
+                "mean": _with_interval(others[0]),
+                "resample": _with_interval(others[1]),
                 "pairs": zero.n if zero else 0,
+                "moved": f"{moved(moments, task, arm)} ({able.n if able else 0})",
                 "published": points(theirs) if theirs is not None else "—",
             }
         )
@@ -125,7 +131,7 @@ def reading(moments: pl.DataFrame) -> Iterator[str]:
     for task in ("modular_addition", "histogram"):
         found = shift(rows, task, "moe")
         others = [shift(rows, task, "moe", measure) for measure in SHIFTS[1:]]
-        named = " and ".join(f"{points(each.mean)}" for each in others if each)
+        named = " and ".join(_with_interval(each) for each in others if each)
         yield f"**{sentence(TASK_NAMES[task])}.** " + (
             f"The MoE's shift is {verdict(found)}, with the FFN set to zero; with its mean and with another "
             f"input's output it is {named}."
@@ -136,7 +142,8 @@ def reading(moments: pl.DataFrame) -> Iterator[str]:
         f"**By the definition of {{doc}}`measuring`** (at least {PAIRS} pairs that learned, the interval above zero "
         "under all three replacements), computation has moved into attention in: "
         + "; ".join(f"{TASK_NAMES[task]}: {listed(arms)}" for task, arms in done.items())
-        + ". An arm that fails it has not been shown *not* to move."
+        + ". An arm that fails it has not been shown *not* to move; one that meets it may have moved by next "
+        "to nothing: the {doc}`scoreboard` asks for more than a stated margin on the other two tasks."
     )
 
 
@@ -207,6 +214,17 @@ def verdict(found: Summary) -> str:
         f"{shown} (95\u00a0% CI {interval(found)}, {found.n} pairs), "
         f"{'an interval without zero' if clear else 'an interval that includes zero'}"
     )
+
+
+def _with_interval(found: Summary | None) -> str:
+    """ "+3.8 (3.2 to 4.4)" points; with two decimals where one would show nothing."""
+    if found is None:
+        return "—"
+    places = 1 if abs(found.mean) >= 0.001 else 2
+    shown = signed(100 * found.mean, places)
+    if found.low is None or found.high is None:
+        return shown
+    return f"{shown} ({plain(100 * found.low, places)}\u00a0to\u00a0{plain(100 * found.high, places)})"
 
 
 def points(share: float) -> str:

@@ -46,6 +46,20 @@ def concentration_rows(argument: Argument) -> pl.DataFrame:
     return long.group_by([*key, "part", "convention"], maintain_order=True).agg(pl.col("value").mean())
 
 
+def heard_rows(argument: Argument) -> pl.DataFrame:
+    """Of each model's neurons, the share (%) that are heard in the output."""
+    rows = argument.measured("fourier", TASK, ARMS, MOMENTS).filter(pl.col("expert").is_null())
+    neurons, live = (
+        pl.col("count").filter(pl.col("site") == name).sum() for name in ("neurons", "live_neurons")
+    )
+    key = ["lane", "arm", "seed", "spec_id", "moment"]
+    return (
+        rows.group_by(key, maintain_order=True)
+        .agg(neurons.alias("all"), value=100 * live / neurons)
+        .filter(pl.col("all") > 0)
+    )
+
+
 def fourier(argument: Argument) -> Figure | Text:
     """How much of one frequency."""
     beside = best(published()).filter(
@@ -98,10 +112,11 @@ def neuron_rows(argument: Argument) -> pl.DataFrame:
     bins = (pl.col("full").clip(0, 0.4999) * 40).floor() / 40
     return (
         rows.with_columns(model=model, neuron=heard, start=bins.cast(pl.Float64).round(3))
-        .group_by("lane", "arm", "model", "start", "neuron", maintain_order=True)
+        .group_by("lane", "arm", "seed", "model", "start", "neuron", maintain_order=True)
         .agg(pl.len().alias("neurons"))
         .with_columns(end=(pl.col("start") + 0.025).round(3))
-        .sort("lane", "model", "arm", "start", "neuron")
+        .sort("lane", "seed", "arm", "start", "neuron")
+        .drop("seed")
     )
 
 

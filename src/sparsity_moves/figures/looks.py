@@ -57,7 +57,7 @@ def over_training(
     here = f"datum.measure == measure && {of_choice}"
     scale = alt.Scale(type="log", nice=False) if logarithmic else alt.Scale(zero=False)
     across = alt.X("at:Q", title=x[1])
-    up = alt.Y("mean:Q", title=None, scale=scale)
+    up = alt.Y("mean:Q", title="Measure chosen", scale=scale)
     colour = alt.Color(
         "arm:N", scale=arm_colours(arms), legend=alt.Legend(title=None, orient="top", symbolOpacity=1)
     )

@@ -85,17 +85,17 @@ class Teller:
         pairs = [value - other[seed] for seed, value in one.items() if seed in other]
         return self._paired(pairs, measure, self._runs(task, [arm, against], moment, since))
 
-    def growth(self, task: str, arm: str, measure: str = "no_ffn_accuracy") -> str:
-        """By how much an arm's shift over the dense layer grows from the paper's checkpoint to the last step."""
+    def growth(self, task: str, arm: str, measure: str = "no_ffn_accuracy", against: str = "dense") -> str:
+        """By how much an arm's shift over another's grows from the paper's checkpoint to the last step."""
         late, early = (
-            {seed: value - dense[seed] for seed, value in own.items() if seed in dense}
-            for own, dense in (
-                (self.values(task, arm, measure, moment), self.values(task, "dense", measure, moment))
+            {seed: value - other[seed] for seed, value in own.items() if seed in other}
+            for own, other in (
+                (self.values(task, arm, measure, moment), self.values(task, against, measure, moment))
                 for moment in ("final", "first_best")
             )
         )
         pairs = [value - early[seed] for seed, value in late.items() if seed in early]
-        return self._paired(pairs, measure, self._runs(task, [arm, "dense"], "final", "first_best"))
+        return self._paired(pairs, measure, self._runs(task, [arm, against], "final", "first_best"))
 
     def _paired(self, pairs: list[float], measure: str, runs: str) -> str:
         if not pairs:

@@ -38,7 +38,8 @@ def intervals(groups: Sequence[Sequence[float]]) -> list[tuple[float, float] | N
     for size, places in of_size.items():
         if size < 2:
             continue
-        data = np.asarray([groups[place] for place in places], dtype=float)  # (groups, values)
+        # sorted: the resamples are of places, and an interval is not to depend on the order of seeds
+        data = np.sort(np.asarray([groups[place] for place in places], dtype=float))  # (groups, values)
         # a model that diverged: no number, and none that hides it
         low, high = np.full((2, len(data)), np.nan)
         if (finite := np.isfinite(data).all(axis=1)).any():
