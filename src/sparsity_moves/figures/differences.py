@@ -67,8 +67,8 @@ def difference_table(moments: pl.DataFrame) -> pl.DataFrame:
                 "zero": _with_interval(zero),
                 "mean": _with_interval(others[0]),
                 "resample": _with_interval(others[1]),
-                "pairs": zero.n if zero else 0,
-                "moved": f"{moved(moments, task, arm)} ({able.n if able else 0})",
+                "pairs": f"{zero.n if zero else 0} ({able.n if able else 0})",
+                "moved": moved(moments, task, arm),
                 "published": points(theirs) if theirs is not None else "—",
             }
         )
