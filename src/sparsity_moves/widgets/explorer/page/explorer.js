@@ -13,7 +13,7 @@ export function mount(el, given) {
   const pick = (name, options) => h("select", { name, onchange: (e) => change({ [name]: e.target.value, ...(["task", "x", "y", "moment"].includes(name) ? { box: null } : {}) }) }, ...Object.entries(options).map(([value, word]) => h("option", { value }, word)));
   const fields = {
     task: pick("task", Object.fromEntries(Object.entries(index.tasks).filter(([task]) => index.keys.some((key) => key.startsWith("runs-") && key.endsWith(`-${task}`))))),
-    source: pick("source", { both: "full scale and this computer", ...index.sources }),
+    source: pick("source", { both: "both", ...index.sources }),
     moment: pick("moment", index.moments), x: pick("x", axes(index)), y: pick("y", axes(index)), curve: pick("curve", index.drawn),
   };
   const labels = { task: "Task", source: "Runs of", moment: "At", x: "Across", y: "Up", curve: "Over training" };

@@ -104,10 +104,11 @@ export function points(canvas, models, view, found, names, ink) {
     if (!layers.has(key)) layers.set(key, []);
     layers.get(key).push(i);
   }
+  const dense = Number(/\d+/.exec(ink)) > 127 ? 0.9 : 0.65; // on a dark page, what is half transparent is half as bright
   const ordered = [...layers.values()].sort((a, b) => inside.has(a[0]) - inside.has(b[0]));
   for (const each of ordered) {
     const { colour, shape } = models.arms.get(models.arm[each[0]]), own = models.source[each[0]] === "own";
-    pen.globalAlpha = inside.has(each[0]) ? (own ? 1 : 0.65) : 0.16;
+    pen.globalAlpha = inside.has(each[0]) ? (own ? 1 : dense) : 0.16;
     pen.fillStyle = colour;
     pen.beginPath();
     for (const i of each) symbol(pen, shape, scale.x(xs[i] * sx), scale.y(ys[i] * sy), own ? 5.5 : 3.6);
