@@ -54,7 +54,12 @@ def again(study: Study, first: Store, second: Store) -> list[dict[str, Any]]:
             .sort(keys)
         )
         for (task, arm), group in pairs.group_by("task", "arm", maintain_order=True):
-            differences = (group["after"] - group[column]).to_numpy()
+            group = group.with_columns(difference=pl.col("after") - pl.col(column))
+            lost = group.filter(~pl.col("difference").is_finite())
+            group = group.filter(pl.col("difference").is_finite())
+            if group.is_empty():
+                continue
+            differences = group["difference"].to_numpy()
             found = compare(differences.tolist())
             rows.append(
                 {
@@ -63,6 +68,7 @@ def again(study: Study, first: Store, second: Store) -> list[dict[str, Any]]:
                     "column": column,
                     "moment": moment,
                     "seeds": found.n,
+                    "no_number": len(lost),
                     "first": group[column].mean(),
                     "second": group["after"].mean(),
                     "difference": found.mean,
@@ -101,26 +107,32 @@ def main(arguments: list[str] | None = None) -> None:
     if unknown := sorted(set(asked.without) - set(arms)):
         raise UserError(f"no arm of the profile {asked.profile} is called {', '.join(unknown)}")
     study = Study("controls", tuple(run for run in whole.runs if run[0] not in asked.without))
-    without = ["--without", *asked.without] if asked.without else []
+    more = ["--profile", asked.profile] if asked.profile != "paper" else []
+    more += ["--workers", str(asked.workers)] if asked.workers else []
+    more += ["--without", *asked.without] if asked.without else []
     store = Store(asked.folder)
     record = asked.folder / CALLS
     calls = json.loads(record.read_text()) if record.exists() else []
 
+    before, _ = engine.missing(study.specs, store)
     started = time.perf_counter()
-    trained = engine.run(study.specs, store, workers=asked.workers, minutes=asked.minutes, keep_every=30)
-    seconds = time.perf_counter() - started
-    devices = max(1, torch.cuda.device_count())
-    if trained or asked.minutes is not None:
-        calls.append({"seconds": round(seconds, 1), "devices": devices, "runs": trained})
-        record.write_text(json.dumps(calls))
-    todo, _ = engine.missing(study.specs, store)
+    try:
+        engine.run(study.specs, store, workers=asked.workers, minutes=asked.minutes, keep_every=30)
+    finally:  # an interrupted call counts, too
+        seconds = time.perf_counter() - started
+        todo, _ = engine.missing(study.specs, store)
+        if before:
+            devices = max(1, torch.cuda.device_count())
+            calls.append({"seconds": round(seconds, 1), "devices": devices, "runs": len(before) - len(todo)})
+            asked.folder.mkdir(parents=True, exist_ok=True)
+            record.write_text(json.dumps(calls))
     shards = store.shards({spec.spec_id for spec in study.specs} - {spec.spec_id for spec in todo})
     committed = Store(asked.committed) if asked.committed else studies.store(asked.profile)
     rows = again(study, committed, store)
     told = {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "versions": {name: version(name) for name in ("torch", "polars")},
-        "command": shlex.join(["python", "benchmarks/from_nothing.py", "FOLDER", *without]),
+        "command": shlex.join(["python", "benchmarks/from_nothing.py", "FOLDER", *more]),
         "profile": asked.profile,
         "arms": [arm for arm in arms if arm not in asked.without],
         "runs": len(study.specs) - len(todo),
@@ -131,7 +143,7 @@ def main(arguments: list[str] | None = None) -> None:
             {"models": s["shard_models"], "seconds": s["shard_seconds"], "device": s["device"]}
             for s in shards
         ],
-        "compared_with": str(asked.committed or f"results/{asked.profile}"),
+        "compared_with": "a folder that was named" if asked.committed else f"results/{asked.profile}",
         "again": rows,
     }
     output = asked.output or Path(__file__).parent / "results" / "from_nothing.json"

@@ -241,7 +241,7 @@ class TestFromNothing:
         assert all(row["difference"] == row["low"] == row["high"] == 0 for row in told["again"])
 
     def test_another_training_is_seen(self, trained) -> None:
-        """Held against models of other arms under the same names, of which some must differ."""
+        """Held against models of which one number is another."""
         from from_nothing import again
         from sparsity_moves.store import Store
         from sparsity_moves.studies import controls

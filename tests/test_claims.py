@@ -384,18 +384,23 @@ class TestParts:
         assert board.verdicts()["every-digit"] == UNMEASURED or "ablation" in evidence.families
         assert verdicts.board(more).verdicts()["every-digit"] in (REPRODUCED, STRONGER)
 
-    def test_a_model_that_never_grokked_counts_as_late_and_never_as_soon(self, board: Board) -> None:
+    def test_a_model_that_never_grokked_counts_with_its_last_step(self, board: Board) -> None:
         evidence = Evidence.of(Store(ROOT / "results" / "paper"))
         (whole, *_) = board.tested["grok-sooner"]
         assert (whole.part.sides[0].arm, whole.part.sides[1].arm) == ("dense", "moe")
 
-        def without(arm: str) -> Tested:
-            gone = (pl.col("moment") == "grokked") & (pl.col("seed") == 42) & (pl.col("arm") == arm)
+        def without(arm: str, *seeds: int) -> Tested:
+            gone = (pl.col("moment") == "grokked") & pl.col("seed").is_in(seeds) & (pl.col("arm") == arm)
             rows = evidence.rows.filter(~gone)
             return verdicts.board(Evidence(rows, evidence.settings, evidence.curves)).tested["grok-sooner"][0]
 
-        step = dict(
-            evidence.at(whole.part.row(whole.part.sides[1]), "grokked").select("seed", "step").iter_rows()
+        dense, moe = (
+            dict(evidence.at(whole.part.row(side), "grokked").select("seed", "step").iter_rows())
+            for side in whole.part.sides
         )
-        assert without("dense").differences == whole.differences | {42: 40_000.0 - step[42]}
-        assert without("moe").differences == {k: v for k, v in whole.differences.items() if k != 42}
+        last = 40_000.0
+        assert without("dense", 42).differences == whole.differences | {42: last - moe[42]}
+        assert without("moe", 42).differences == whole.differences | {42: dense[42] - last}
+        none = without("moe", *moe).differences
+        assert none == {seed: dense[seed] - last for seed in dense}
+        assert np.mean([*none.values()]) < 0, "an arm that never groks does not grok sooner"

@@ -34,7 +34,7 @@ else:
     from sparsity_moves.model import REFERENCE, forward, stack
     from sparsity_moves.model.attention import rows
     from sparsity_moves.model.feedforward import combine, hidden_units
-    from sparsity_moves.model.routing import by_score
+    from sparsity_moves.model.routing import Routing, by_score
     from sparsity_moves.studies import ARMS, arm
     from sparsity_moves.tasks import generator, stacked
     from sparsity_moves.training.precision import products
@@ -211,6 +211,54 @@ else:
             got, wanted = (torch.autograd.grad((y * weight).sum(), floats) for y in (found, expected))
         for what, ours, theirs in zip(("x", *names), got, wanted, strict=True):
             close(ours, theirs, what, within=4e-3)
+
+    @pytest.mark.parametrize(
+        ("name", "rounding", "within"),
+        [("dense", "tf32", 4e-3), ("glu", "tf32", 4e-3), ("moe", "fp32", 2e-5), ("moe_top2", "tf32", 4e-3)],
+    )
+    def test_a_matrixs_gradient_is_summed_in_parts_over_many_tokens(name, rounding, within):
+        """Most of them of one expert, and one expert open to none."""
+        spec = arm(name, "smoke", "modular_addition", 0, activation="none")
+        ffn = spec.architecture.ffn
+        start = spec.architecture.initialise(0)
+        p = {n: t[None].to(DEVICE).requires_grad_() for n, t in start.items() if ".ffn." in n}
+        source = generator(4, "long")
+        x = torch.randn(1, 1_300, 1, spec.d_model, generator=source).to(DEVICE).requires_grad_()
+        weight = torch.randn(1, 1_300, spec.d_model, generator=source).to(DEVICE)
+        names, routing, gates = [n for n in p if not n.endswith("router")], None, None
+        if ffn.router == "learned":
+            score = torch.randn(1, 1_300, 1, ffn.experts, generator=source)
+            score[..., 0] += 3
+            score[..., -1] -= 50
+            chosen = (
+                torch.zeros_like(score).scatter(-1, score.topk(ffn.top_k, dim=-1).indices, 1.0).to(DEVICE)
+            )
+            gates = chosen / ffn.top_k
+            routing = Routing(gates, chosen, None)
+            gates = gates.flatten(1, 2)
+        expected = combine(ffn, p, "0.ffn.", hidden_units(ffn, p, "0.ffn.", x.flatten(1, 2)), gates)
+        with products(rounding):
+            found = kernels.KERNELS.feed_forward(ffn, p, "0.ffn.", x.flatten(1, 2), routing, False)
+            floats = [x, *(p[n] for n in names)]
+            got, wanted = (torch.autograd.grad((y * weight).sum(), floats) for y in (found, expected))
+        close(found, expected, "output", within)
+        for what, ours, theirs in zip(("x", *names), got, wanted, strict=True):
+            close(ours, theirs, what, within)
+
+    def test_more_sequences_of_one_pair_than_a_program_holds():
+        spec = arm("moe", "smoke", "modular_addition", 0)
+        p = {n: t[None].to(DEVICE).requires_grad_() for n, t in spec.architecture.initialise(0).items()}
+        tokens = torch.randint(5, (1, 2_500, 3), generator=generator(5, "sequences")).to(DEVICE)
+        tokens[:, :, 1], tokens[:, :, 2] = 3, 7
+        got, wanted = (
+            torch.autograd.grad(
+                (forward(spec.architecture, p, tokens, kernels=which).logits ** 2).mean(),
+                [p["embed"], p["position"], p["0.attention.qkv"]],
+            )
+            for which in (kernels.fixed(tokens, spec.task_object.vocabulary), REFERENCE)
+        )
+        for what, ours, theirs in zip(("embed", "position", "qkv"), got, wanted, strict=True):
+            close(ours, theirs, what)
 
     @pytest.mark.parametrize("added", [False, True], ids=["alone", "added"])
     @pytest.mark.parametrize("biased", [False, True], ids=["plain", "biased"])

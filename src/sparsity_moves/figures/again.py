@@ -64,8 +64,8 @@ def told(found: dict[str, Any]) -> list[str]:
     again = (
         "**Trained twice.** These are not the models of the other pages, which other kernels made on other days: the "
         f"same seeds and batches, rounded otherwise. Of {len(every)} means, {len(other) or 'none'} "
-        f"differ{'s' * (len(other) == 1)} (paired t-tests over seeds, Benjamini–Hochberg, {LEVEL:.0%}); in {same} "
-        "every model has the very number it had."
+        f"differ{'s' * (len(other) == 1)} (paired t-tests over seeds, Benjamini–Hochberg, {100 * LEVEL:.0f}\u00a0%); "
+        f"in {same} every model has the very number it had."
     )
     if furthest:
         again += (
@@ -122,7 +122,7 @@ def differences(found: dict[str, Any]) -> Figure:
             f"percentile bootstrap interval; {at}. Red: differs after correction."
         ),
         alt="Intervals of differences, a row an arm, a panel a task. "
-        f"{MEASURES[next(iter(MEASURES))]}: {int(first['differs'].sum())} of {len(first)} differ; the largest "
-        f"difference is {plain(float(first['difference'].abs().max() or 0.0), 1)} points.",  # type: ignore[arg-type]
+        f"Of what is {MEASURES[next(iter(MEASURES))]}, {int(first['differs'].sum())} of {len(first)} differ; the "
+        f"largest difference is {plain(float(first['difference'].abs().max() or 0.0), 1)} points.",  # type: ignore[arg-type]
         data=shown,
     )

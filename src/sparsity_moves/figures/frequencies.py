@@ -15,12 +15,14 @@ from sparsity_moves.studies.published import best, published
 
 ARMS = ("dense", "moe", "glu", "glu_bilinear", "moe_glu")
 TASK = "modular_addition"
-"""The paper looks at the best checkpoint; where its parameters were not kept, at the one at which it grokked."""
 DETAILS = {"per neuron": "all neurons", "top principal component": "first component", "weights": "weights"}
 
 
 def concentration_rows(argument: Argument) -> pl.DataFrame:
-    """Concentrations by both conventions, of neurons, of the strongest component, of a GLU's quadratic forms."""
+    """Concentrations by both conventions, of neurons, of the strongest component, of a GLU's quadratic forms.
+
+    The paper looks at the best checkpoint; where its parameters were not kept, this is the one at which it grokked.
+    """
     rows = argument.measured("fourier", TASK, ARMS, MOMENTS)
     key = ["lane", "arm", "seed", "spec_id", "moment"]
     site = pl.col("site")

@@ -76,12 +76,19 @@ class Teller:
         moment: str = "",
         *,
         since: str = "",
+        able: bool = False,
     ) -> str:
-        """A paired difference with its interval: "+39.0 points (95 % CI 36.4 to 41.6)"."""
+        """A paired difference with its interval: "+39.0 points (95 % CI 36.4 to 41.6)".
+
+        With `able` it is over pairs of which both had learned the task by the last step.
+        """
         one, other = (
             self.values(task, arm, measure, moment),
             self.values(task, against, measure, since or moment),
         )
+        if able:
+            both = {*self.learners(task, arm)} & {*self.learners(task, against)}
+            one = {seed: value for seed, value in one.items() if seed in both}
         pairs = [value - other[seed] for seed, value in one.items() if seed in other]
         return self._paired(pairs, measure, self._runs(task, [arm, against], moment, since))
 

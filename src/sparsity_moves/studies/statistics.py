@@ -128,7 +128,9 @@ def _p(differences: np.ndarray, mean: float, side: str) -> np.ndarray:
             "ignore", RuntimeWarning
         )  # where all differences are one number: no spread, no doubt
         found = ttest_1samp(data, mean, axis=-1, alternative=side).pvalue
-    return np.asarray(np.where(np.ptp(data, axis=-1) > 0, found, np.where(certain, 0.0, 1.0)))
+    sure = np.where(np.ptp(data, axis=-1) > 0, found, np.where(certain, 0.0, 1.0))
+    # a model that diverged: nothing is found where there is no number
+    return np.asarray(np.where(np.isfinite(data).all(axis=-1), sure, 1.0))
 
 
 def adjusted(p: np.ndarray) -> np.ndarray:

@@ -244,8 +244,7 @@ def words(claim: Claim, verdict: str) -> str:
 
 def _tested(part: Part, evidence: Evidence) -> Tested:
     try:
-        one = _side(part, part.sides[0], evidence, late=part.kind == "more")
-        other = _side(part, part.sides[1], evidence)
+        one, other = (_side(part, side, evidence) for side in part.sides)
     except Absent as why:
         return Tested(part, {}, str(why))
     if isinstance(one, float):
@@ -260,14 +259,14 @@ def _tested(part: Part, evidence: Evidence) -> Tested:
     return Tested(part, differences, published=theirs[0]["value"] - theirs[1]["value"], margin=wide)
 
 
-def _side(part: Part, side: Side, evidence: Evidence, late: bool = False) -> Values | float:
-    """One value a seed. Where a side's step of grokking is to be the `late` one, a model that never grokked has its
-    last step: a lower bound of its own."""
+def _side(part: Part, side: Side, evidence: Evidence) -> Values | float:
+    """One value a seed. A model that never grokked has its last step for the one at which it did: leaving it out
+    would leave out what speaks for a side that is to be late, or against one that is to be soon."""
     if side.chance:
         return 100 * _chance(part.task, side.chance, evidence)
     row = part.row(side)
     never: Values = {}
-    if late and part.measure == "grokked_step":
+    if part.measure == "grokked_step":
         last = evidence.at(row, "final")
         never = dict(zip(last["seed"], map(float, last["step"]), strict=True))
     try:

@@ -8,8 +8,8 @@ Where products may round their factors to ten bits of mantissa (TF32), these are
 half as much to move, twice the rate, and any layout will do. What fp16 lacks is range. So a chunk's gradients
 are first multiplied by the power of two that brings their largest to `LARGEST`, hidden units and their gradients
 by one that brings them under `MOST` where they are over it, and the sums divided by these. There the normal
-distribution of GELU and its slope is a rational one of the bell curve that both need (Abramowitz & Stegun 1964,
-7.1.26), within 7.5e-8 of it, which ten bits do not tell apart.
+distribution of GELU and its slope comes from the bell curve that both need, times a polynomial (Abramowitz & Stegun
+1964, 7.1.26), within 7.5e-8 of it, which ten bits do not tell apart.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """A linear map at every token, the gradient of its matrix, and how products round.
 
 Where products may round their factors to ten bits of mantissa and the matrix fits a program, one pass computes the
-map and adds the bias and the stream: the vendor's product would read what it adds to, and someone write that before.
-How fp16 takes TF32's place is told in `grouped`.
+map and adds the bias and the stream: the vendor's product would read what it adds to, which something must have
+written first. How fp16 takes TF32's place is told in `grouped`; here nothing is scaled: mixtures of values past
+65,504 would be infinite, and there are none.
 """
 
 from __future__ import annotations
