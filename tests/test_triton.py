@@ -324,6 +324,25 @@ else:
         close(got, wanted, "gradient")
         assert not got[:, 6::7].any()
 
+    @pytest.mark.parametrize("name", ["moe", "moe_switch", "moe_glu", "moe_top2"])
+    def test_a_model_that_has_diverged_says_so(name):
+        """A router whose scores are no number must not leave a token without an expert: on a GPU its output would
+        then be whatever stood in memory, and the loss look sound. The other model is as it was."""
+        spec = arm(name, "smoke", "modular_addition", 0, experts=4)
+        p = {n: t.to(DEVICE) for n, t in stack([spec.architecture.initialise(s) for s in range(2)]).items()}
+        tokens = torch.randint(7, (2, 150, 3), generator=generator(6, "sequences")).to(DEVICE)
+
+        def logits():
+            return forward(spec.architecture, p, tokens, kernels=kernels.KERNELS).logits
+
+        whole = logits()
+        p["embed"][0, 2] = float("nan")  # of one number
+        found = logits()
+        met = (tokens[0] == 2).any(1)
+        assert torch.isnan(found[0][met]).all()
+        close(found[0][~met], whole[0][~met], "sequences without it")  # other tokens stand beside theirs
+        assert torch.equal(found[1], whole[1])
+
     def test_of_equal_scores_the_first_expert_is_taken():
         spec = arm("moe_top2", "smoke", "add7", 0)
         router, x = torch.zeros(1, 32, 4, device=DEVICE), torch.ones(1, 2, 3, 32, device=DEVICE)

@@ -324,7 +324,7 @@ def _glance(
         s += tl.sum(pattern[:, :, None] * said, axis=1)
     s = tl.where((e < E)[None, :], s, -float("inf"))
     exponentials = tl.exp(s - tl.max(s, axis=1)[:, None])
-    left = s
+    left = tl.where(s == s, s, 0.0)  # as in `routing`
     picked = tl.zeros((BLOCK, EP), tl.float32)
     for _ in tl.static_range(TOP):
         best = tl.argmax(left, axis=1, tie_break_left=True)
