@@ -50,8 +50,8 @@ def _route(
     s = tl.where((e < E)[None, :], s, -float("inf"))
     exponentials = tl.exp(s - tl.max(s, axis=1)[:, None])
     p = exponentials / tl.sum(exponentials, axis=1)[:, None]
-    # Of scores that are no number the threads of a row may each take another for the largest, and none its own: no
-    # expert would be open, and what stood in memory would pass for the output.
+    # A GPU holds nothing for larger than what is no number, nor that for larger than the padding: no expert would be
+    # open, and what stood in memory would pass for the output.
     left = tl.where(s == s, s, 0.0)
     picked = tl.zeros((BLOCK, EP), tl.float32)
     for _ in tl.static_range(TOP):
