@@ -16,10 +16,10 @@ import json
 import shlex
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import torch
 from rich.console import Console
@@ -28,6 +28,7 @@ from sparsity_moves import studies
 from sparsity_moves.errors import UserError
 from sparsity_moves.store import Store
 from sparsity_moves.studies import controls, engine
+from sparsity_moves.studies.engine.worker import circumstances
 from sparsity_moves.studies.statistics import LEVEL, adjusted, compare, different
 from sparsity_moves.studies.study import Study, results
 from sparsity_moves.training import PROFILES
@@ -80,7 +81,7 @@ def again(study: Study, first: Store, second: Store) -> list[dict[str, Any]]:
             )
     tested = [row for row in rows if row["p"] is not None]
     if tested:
-        corrected = adjusted(torch.tensor([row["p"] for row in tested]).numpy())
+        corrected = adjusted(np.array([row["p"] for row in tested]))
         for row, p in zip(tested, corrected.tolist(), strict=True):
             row["p"] = p
     return rows
@@ -130,8 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
     committed = Store(asked.committed) if asked.committed else studies.store(asked.profile)
     rows = again(study, committed, store)
     told = {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "versions": {name: version(name) for name in ("torch", "polars")},
+        **circumstances(),
         "command": shlex.join(["python", "benchmarks/from_nothing.py", "FOLDER", *more]),
         "profile": asked.profile,
         "arms": [arm for arm in arms if arm not in asked.without],
@@ -143,7 +143,6 @@ def main(arguments: list[str] | None = None) -> None:
             {"models": s["shard_models"], "seconds": s["shard_seconds"], "device": s["device"]}
             for s in shards
         ],
-        "compared_with": "a folder that was named" if asked.committed else f"results/{asked.profile}",
         "again": rows,
     }
     output = asked.output or Path(__file__).parent / "results" / "from_nothing.json"

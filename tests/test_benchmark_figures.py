@@ -210,7 +210,7 @@ def test_means_that_came_out_otherwise_are_named(twice):
     assert "Of 3 means, 1 differs" in same
     assert "in 1 every model has the very number it had" in same
     assert "half of them by at most 0.2 points, the least certain by 5.0" in same
-    assert "Addition, MoE, right without the FFN: +1.0 to +5.0 points" in same
+    assert "Addition, MoE, accuracy without the FFN: +1.0 to +5.0 points" in same
     twice["again"][1]["p"] = 0.06
     _, same = again.told(twice)
     assert "Of 3 means, none differ" in same

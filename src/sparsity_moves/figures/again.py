@@ -8,18 +8,14 @@ import polars as pl
 
 from sparsity_moves.figures.benchmarks import committed
 from sparsity_moves.figures.book_renderer import Figure, show
-from sparsity_moves.figures.claim_words import plain, signed
+from sparsity_moves.figures.claim_words import MEASURES, plain, signed
 from sparsity_moves.figures.prose import listed
 from sparsity_moves.figures.strips import selected
 from sparsity_moves.figures.theme import arm_label
 from sparsity_moves.figures.words import MOMENT_NAMES, SHORT_NAMES
 from sparsity_moves.studies.statistics import LEVEL
 
-MEASURES = {
-    "no_ffn_accuracy": "right without the FFN",
-    "no_attention_accuracy": "right without attention",
-    "accuracy": "right",
-}
+SHOWN = {name: MEASURES[name] for name in ("no_ffn_accuracy", "no_attention_accuracy", "accuracy")}
 
 
 def benchmark() -> dict[str, Any] | None:
@@ -111,18 +107,19 @@ def differences(found: dict[str, Any]) -> Figure:
     chart = marks.facet(facet=alt.Facet("task:N", title=None, sort=tasks), columns=3).resolve_scale(
         x="independent"
     )
-    first = shown.filter(column=next(iter(MEASURES)))
+    opened, words = next(iter(SHOWN.items()))
+    first = shown.filter(column=opened)
     moments = shown.unique("column").select("column", "moment").iter_rows()
     at = listed([f"{MEASURES[column]} at {MOMENT_NAMES[moment]}" for column, moment in sorted(moments)])
     return show(
-        chart.add_params(selected("measure_chosen", "Measure:", MEASURES)),
+        chart.add_params(selected("measure_chosen", "Measure:", SHOWN)),
         name="again",
         caption=(
             "Every arm trained a second time: the difference of its mean over seeds, paired, with the 95\u00a0% "
             f"percentile bootstrap interval; {at}. Red: differs after correction."
         ),
         alt="Intervals of differences, a row an arm, a panel a task. "
-        f"Of what is {MEASURES[next(iter(MEASURES))]}, {int(first['differs'].sum())} of {len(first)} differ; the "
+        f"Of {words}, {int(first['differs'].sum())} of {len(first)} differ; the "
         f"largest difference is {plain(float(first['difference'].abs().max() or 0.0), 1)} points.",  # type: ignore[arg-type]
         data=shown,
     )

@@ -40,7 +40,10 @@ def moved(moments: pl.DataFrame, task: str, arm: str) -> str:
     "yes" when, over pairs that both learned the task, the interval of the shift lies above zero under every
     replacement; else "no"; "too few" with fewer than `PAIRS` pairs.
     """
-    found = _of_learners(moments, task, arm)
+    return _moved(_of_learners(moments, task, arm))
+
+
+def _moved(found: list[Summary | None]) -> str:
     if any(each is None or each.n < PAIRS for each in found):
         return "too few"
     return "yes" if all(each and each.low is not None and each.low > 0 for each in found) else "no"
@@ -59,7 +62,7 @@ def difference_table(moments: pl.DataFrame) -> pl.DataFrame:
     for task, arm in _arms(rows):
         zero, *others = (shift(rows, task, arm, measure) for measure in SHIFTS)
         theirs = _published_shift(task, arm)
-        able = _of_learners(moments, task, arm)[0]
+        able = _of_learners(moments, task, arm)
         found.append(
             {
                 "task": SHORT_NAMES[task],
@@ -67,8 +70,8 @@ def difference_table(moments: pl.DataFrame) -> pl.DataFrame:
                 "zero": _with_interval(zero),
                 "mean": _with_interval(others[0]),
                 "resample": _with_interval(others[1]),
-                "pairs": f"{zero.n if zero else 0} ({able.n if able else 0})",
-                "moved": moved(moments, task, arm),
+                "pairs": f"{zero.n if zero else 0} ({able[0].n if able[0] else 0})",
+                "moved": _moved(able),
                 "published": points(theirs) if theirs is not None else "—",
             }
         )

@@ -64,7 +64,7 @@ class Layer:
     """Attention weights; None where a kernel kept them to itself."""
     heads: Float[Tensor, "M B R H K"]
     """Each head's mixture of values, before the output matrix."""
-    mixed: Float[Tensor, "M B R D"] | None
+    attended: Float[Tensor, "M B R D"] | None
     """What attention writes to the stream; None where a kernel has added it at once."""
     hidden: Float[Tensor, "M B R W"] | None
     """The FFN's hidden units h, before any gate; None where a kernel computed the output."""
@@ -76,9 +76,9 @@ class Layer:
     @property
     def attention(self) -> Float[Tensor, "M B R D"]:
         """Attention's output. Raises `ValueError` where a kernel kept it to itself."""
-        if self.mixed is None:
+        if self.attended is None:
             raise ValueError("a kernel added this attention's output to the stream at once")
-        return self.mixed
+        return self.attended
 
     @property
     def ffn(self) -> Float[Tensor, "M B R D"]:
@@ -276,8 +276,8 @@ def forward(
             residual = residual + output
         there = (answer, needed)
         seen = None if pattern is None else pick(pattern, *there, 3)
-        mixed = None if attention is None else pick(attention, *there)
-        layers.append(Layer(seen, pick(heads, *there), mixed, units, routing, output))
+        attended = None if attention is None else pick(attention, *there)
+        layers.append(Layer(seen, pick(heads, *there), attended, units, routing, output))
     unembed = p["embed"].transpose(1, 2) if task.tied else p["unembed"]
     final = normalise(p, "norm", residual)
     return Trace(pick(embedding, asked, held), tuple(layers), residual, final, unembed, balance)

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+import polars as pl
 
 from sparsity_moves.studies.claims import Claim, Part, Row, Side, claims, margin, numbers
 from sparsity_moves.studies.evidence import Absent, Evidence
@@ -265,20 +266,18 @@ def _side(part: Part, side: Side, evidence: Evidence) -> Values | float:
     if side.chance:
         return 100 * _chance(part.task, side.chance, evidence)
     row = part.row(side)
-    never: Values = {}
     if part.measure == "grokked_step":
-        last = evidence.at(row, "final")
-        never = dict(zip(last["seed"], map(float, last["step"]), strict=True))
-    try:
-        values = never | dict(evidence.values(row).iter_rows())
-    except Absent:
-        if not never:
-            raise
-        values = never
+        values = _steps(evidence.at(row, "final")) | _steps(evidence.at(row, "grokked", required=False))
+    else:
+        values = dict(evidence.values(row).iter_rows())
     if side.over is None:
         return values
     less = dict(evidence.values(part.row(side.over)).iter_rows())
     return {seed: value - less[seed] for seed, value in values.items() if seed in less}
+
+
+def _steps(rows: pl.DataFrame) -> Values:
+    return dict(zip(rows["seed"], map(float, rows["step"]), strict=True))
 
 
 def _chance(task: str, strategy: str, evidence: Evidence) -> float:

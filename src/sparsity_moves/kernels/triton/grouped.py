@@ -23,13 +23,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparsity_moves.kernels.triton.feedforward import CODES, _phi, _phi_slope, masked
-from sparsity_moves.kernels.triton.linear import PROGRAMS, halved, magnified, precision
+from sparsity_moves.kernels.triton.linear import PROGRAMS, halved, precision
 from sparsity_moves.kernels.triton.segments import add_chunks
 from sparsity_moves.model.architecture import FeedForward, Parameters
 from sparsity_moves.model.routing import Routing
 
 TILE = 128
 """Rows and columns of a matrix's gradient that a program sums."""
+LARGEST = tl.constexpr(64.0)
+"""Between this and half of it lies the largest gradient of a chunk in fp16."""
 MOST = tl.constexpr(32768.0)
 """Up to this, numbers go to fp16 as they are; its own largest is 65,504."""
 
@@ -135,6 +137,16 @@ def _bent(x, ACT: tl.constexpr, HALF: tl.constexpr):
     else:
         y, slope = _phi(x, ACT), _phi_slope(x, ACT)
     return y, slope
+
+
+@triton.jit
+def _magnified(d):
+    """Gradients in fp16, the largest of them brought near `LARGEST`, and the power of two that undoes it."""
+    largest = tl.max(tl.abs(d))
+    # Where the largest is next to nothing, the power that brings it to LARGEST would be infinite.
+    power = tl.minimum(tl.floor(-tl.log2(largest / LARGEST)), 100.0)
+    scale = tl.where(largest > 0, tl.exp2(power), 1.0)
+    return (d * scale).to(tl.float16), 1.0 / scale
 
 
 @triton.jit
@@ -310,7 +322,7 @@ def _back(
             tl.store(d_out_bias + c * D + d, of_bias, mask=d < D)
         smaller = 1.0
         if HALF:
-            dy, smaller = magnified(dy)
+            dy, smaller = _magnified(dy)
             tl.store(x_t + row * D + d[None, :], tile, mask=(d < D)[None, :])
             tl.store(upstream_t + row * D + d[None, :], dy, mask=(d < D)[None, :])
         else:
@@ -551,16 +563,15 @@ class _Grouped(torch.autograd.Function):
             total: Tensor = out[0] if parts == 1 else out.sum(0)
             return total
 
+        def of_experts(sums: Tensor) -> Tensor:
+            return add_chunks(sums[:, None], by.chunks[:, None], 0)[:, 0]
+
         d_w_in = matrix(x_t, d_before_t, of_gradients, False).flatten(2)
         d_w_up = None if d_up_t is None else matrix(x_t, d_up_t, of_gradients, False).flatten(2)
         d_w_out = matrix(upstream_t, hidden_t, of_hidden, True).flatten(1, 2)
         d_b_in = d_b_out = None
         if of["BIASED"]:
-            sums = (
-                add_chunks(of_chunks[:, None], by.chunks[:, None], 0)[:, 0]
-                for of_chunks in (d_bias, d_out_bias)
-            )
-            d_b_in, d_b_out = next(sums).flatten(1), next(sums)
+            d_b_in, d_b_out = of_experts(d_bias).flatten(1), of_experts(d_out_bias)
         d_x = d_x.view_as(x) if top_k == 1 else d_x.sum(2)
         if ctx.added and top_k > 1:
             d_x += upstream

@@ -16,8 +16,6 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-LARGEST = tl.constexpr(64.0)
-"""Between this and half of it lies the largest gradient of a chunk in fp16."""
 BLOCK = 64
 """Tokens that a program takes at once."""
 WIDEST = 128
@@ -48,16 +46,6 @@ def summed_product(x: Float[Tensor, "M N I"], d: Float[Tensor, "M N O"]) -> Floa
         models * parts, tokens // parts, -1
     )
     return cut.view(models, parts, *cut.shape[1:]).sum(1)
-
-
-@triton.jit
-def magnified(d):
-    """Gradients in fp16, the largest of them brought near `LARGEST`, and the power of two that undoes it."""
-    largest = tl.max(tl.abs(d))
-    # Where the largest is next to nothing, the power that brings it to LARGEST would be infinite.
-    power = tl.minimum(tl.floor(-tl.log2(largest / LARGEST)), 100.0)
-    scale = tl.where(largest > 0, tl.exp2(power), 1.0)
-    return (d * scale).to(tl.float16), 1.0 / scale
 
 
 @triton.jit
