@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import polars as pl
@@ -19,6 +20,7 @@ import torch
 from sparsity_moves.errors import UserError
 from sparsity_moves.measures import measure
 from sparsity_moves.store import Broken, Store
+from sparsity_moves.store import store as module
 from sparsity_moves.studies import Study, arm, engine, results, tables
 from sparsity_moves.training import Run, Spec, train
 
@@ -321,11 +323,37 @@ store.save(run, [{"moment": "final"}], {})
     assert len(list(store.runs.iterdir())) == 1
 
 
-def test_the_part_of_a_writer_that_is_alive_is_not_swept(store):
+def test_the_part_of_a_writer_that_is_alive_is_not_swept(store, trained, monkeypatch):
+    """Who sweeps while a run is written waits until it is in place."""
+    run, rows = trained
+    shutil.rmtree(store.runs / run.spec.spec_id)
+    sweeper = threading.Thread(target=Store(store.root).sweep)
+
+    def sync(path: Path) -> None:
+        if sweeper.ident is None:
+            sweeper.start()
+            sweeper.join(0.3)
+            assert sweeper.is_alive()
+        assert path.exists()
+
+    monkeypatch.setattr(module, "sync", sync)
+    store.save(run, rows, CIRCUMSTANCES)
+    sweeper.join(60)
+    assert not sweeper.is_alive()
+    assert [p.name for p in store.runs.iterdir()] == [run.spec.spec_id]
+    assert store.damage() == []
+
+
+def test_a_dead_writers_part_is_swept_though_another_process_has_its_number_by_now(store):
     part = store.runs / f".abc.{os.getpid()}.part"
     part.mkdir()
     store.sweep()
-    assert part.exists()
+    assert not part.exists()
+
+
+def test_a_sweep_with_nothing_to_do_writes_nothing(tmp_path):
+    Store(tmp_path / "none").sweep()
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_dead_writers_part_under_our_own_number_is_no_obstacle(store, trained):

@@ -14,6 +14,8 @@ from typing import Any
 
 from sparsity_moves.errors import UserError
 
+WRITERS = ".writers"  # who writes a run or a state shares this lock: held alone, every part is a dead writer's
+
 
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
@@ -86,11 +88,14 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Wait until no other process is in here. The system frees the lock of a process that dies."""
+def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
+    """Wait until no other process is in here, or, if `shared`, none that does not share it.
+
+    The system frees the lock of a process that dies.
+    """
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a")
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield

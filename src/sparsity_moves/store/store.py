@@ -31,7 +31,7 @@ from sparsity_moves.errors import UserError
 from sparsity_moves.store import measured
 from sparsity_moves.store import shards as accounts
 from sparsity_moves.store.families import FILES
-from sparsity_moves.store.files import explained, locked, read_json, sha256, sync
+from sparsity_moves.store.files import WRITERS, explained, locked, read_json, sha256, sync
 from sparsity_moves.store.run_files import CHECKPOINT, CURVE, MOMENTS, RECORD, RunFiles, address, encode, kept
 from sparsity_moves.store.shards import Shard
 from sparsity_moves.store.tables import CURVES, RUNS, Broken, Tables, checkpoint_name
@@ -40,17 +40,6 @@ from sparsity_moves.store.unfinished import FOLDER, runs_of
 if TYPE_CHECKING:  # what is stored can be read and checked where there is no torch
     from sparsity_moves.model import Parameters
     from sparsity_moves.training import Run, Spec
-
-
-def alive(process: int) -> bool:
-    """Whether a process of this number runs on this machine."""
-    try:
-        os.kill(process, 0)
-    except PermissionError:
-        return True
-    except (ProcessLookupError, OverflowError):
-        return False
-    return True
 
 
 def held(directory: Path) -> set[str]:
@@ -124,7 +113,7 @@ class Store:
         name.
         """
         target, part = self.runs / spec_id, self.runs / f".{spec_id}.{os.getpid()}.part"
-        with explained(target):
+        with locked(self.root / WRITERS, shared=True), explained(target):
             try:
                 shutil.rmtree(part, ignore_errors=True)  # of a dead process that had our number
                 part.mkdir(parents=True)
@@ -194,12 +183,14 @@ class Store:
         return said
 
     def sweep(self) -> None:
-        """Remove what interrupted writers of this machine left behind, and states whose runs are all stored."""
+        """Remove what interrupted writers left behind, and states whose runs are all stored."""
         states = self.root / FOLDER
-        for part in (*self.runs.glob(".*.part"), *states.glob(".*.part")):
-            owner = part.name.split(".")[-2]
-            if not (owner.isdigit() and alive(int(owner))):
-                shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
+        if parts := [*self.runs.glob(".*.part"), *states.glob(".*.part")]:
+            with locked(
+                self.root / WRITERS
+            ):  # nobody is writing: these are dead, whoever has their number now
+                for part in parts:
+                    shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
         there = set(self.spec_ids()) if any(states.glob("*")) else set()
         for state in states.glob("*.safetensors"):
             if (runs := runs_of(state)) and there.issuperset(runs):

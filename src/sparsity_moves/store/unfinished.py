@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparsity_moves.store.files import write_bytes
+from sparsity_moves.store.files import WRITERS, locked, write_bytes
 from sparsity_moves.store.run_files import header
 from sparsity_moves.store.tables import Broken
 
@@ -45,6 +45,7 @@ class Unfinished:
     def __init__(self, root: Path, spec_ids: list[str], circumstances: Mapping[str, str]) -> None:
         """`circumstances` are device and packages."""
         runs = " ".join(spec_ids)
+        self.root = root
         self.path = root / FOLDER / f"{hashlib.sha256(runs.encode()).hexdigest()[:16]}.safetensors"
         self.about = {"runs": runs, **circumstances}
 
@@ -52,7 +53,9 @@ class Unfinished:
         """Put a state in place of the last. Raises `UserError` where the disk refuses; the last is there still."""
         from safetensors.torch import save
 
-        write_bytes(self.path, save(state, self.about | {"sha256": checksum(state)}))
+        content = save(state, self.about | {"sha256": checksum(state)})
+        with locked(self.root / WRITERS, shared=True):
+            write_bytes(self.path, content)
 
     def load(self) -> State | None:
         """The state, None where there is none. Raises `Broken` where it is damaged or another's."""
