@@ -14,7 +14,9 @@ from typing import Any
 
 from sparsity_moves.errors import UserError
 
-WRITERS = ".writers"  # who writes a run or a state shares this lock: held alone, every part is a dead writer's
+WRITERS = (
+    ".writers"  # who writes a run or a state shares this lock: held alone, every part is a dead writer's
+)
 
 
 def sha256(path: Path) -> str:
