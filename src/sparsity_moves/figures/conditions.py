@@ -37,7 +37,12 @@ def conditions(task: str = "add7") -> Iterator[tuple[str, str, str]]:
                 for name in ("moe", "dense")
             ]
             if names[0] != "moe" or family == "activation":  # at its own setting it is the first condition
-                yield arm_label(f"moe_{suffix}").removeprefix("MoE, "), names[0], names[1]
+                yield worded(suffix), names[0], names[1]
+
+
+def worded(suffix: str) -> str:
+    """A sweep's point, in words."""
+    return arm_label(f"moe_{suffix}").removeprefix("MoE, ")
 
 
 def unmeasured(argument: Argument) -> str:
@@ -67,10 +72,10 @@ def generality(argument: Argument) -> Figure | Text:
         for name in REPLACED
     )
     there = set(rows["condition"])
-    named = dict.fromkeys(words for task in TASK_NAMES for words, *_ in conditions(task))
-    order = [words for words in named if words in there]
+    named = [worded(suffix) for family in VARIED for suffix in sweeps.FAMILIES[family].points]
+    order = [words for words in (AS_IS, *named) if words in there]
     tasks = tasks_of(rows)
-    y = alt.Y("condition:N", sort=order, title=None, scale=alt.Scale(domain=order, paddingInner=0.3))
+    y = alt.Y("condition:N", sort=order, title=None, scale=alt.Scale(paddingInner=0.3))
     lane = alt.YOffset("lane:N", sort=None, scale=alt.Scale(domain=[LANES[name] for name, _ in lanes]))
     here = "datum.task == task && datum.moment == checkpoint"
     average = alt.Chart(means).transform_filter(f"{here} && datum.measure == measure")
