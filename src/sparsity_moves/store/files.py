@@ -99,5 +99,6 @@ def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a")
     with file:
-        fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        with explained(path):
+            fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield
