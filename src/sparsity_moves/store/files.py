@@ -14,9 +14,8 @@ from typing import Any
 
 from sparsity_moves.errors import UserError
 
-WRITERS = (
-    ".writers"  # who writes a run or a state shares this lock: held alone, every part is a dead writer's
-)
+WRITERS = ".writers"
+"""A lock that all share who write a run or a state: whoever holds it alone finds none but dead writers' parts."""
 
 
 def sha256(path: Path) -> str:
