@@ -32,6 +32,7 @@ from sparsity_moves.figures.grouped import part_mean
 from sparsity_moves.figures.prose import Text
 from sparsity_moves.figures.scoreboard import Scoreboard
 from sparsity_moves.figures.strips import strip
+from sparsity_moves.figures.theme import arm_label
 from sparsity_moves.figures.told import NOT_YET, Teller
 from sparsity_moves.store import Store
 from sparsity_moves.studies.argument import Argument
@@ -571,6 +572,23 @@ class TestInside:
         table = real.measured("neurons", "modular_addition", ("dense",), frequencies.MOMENTS)
         counted = frequencies.neuron_rows(real).filter(arm="dense")
         assert counted["neurons"].sum() == len(table) > 0
+
+    def test_models_that_did_not_learn_can_be_left_out_where_they_are_many(self, real: Argument) -> None:
+        figure = drawn(frequencies.fourier(real))
+        tell, rows = Teller(real), data(figure)
+        means = [
+            r for table in figure.spec["datasets"].values() for r in table if r.get("models") == "learned"
+        ]
+        part = {"part": "all neurons", "convention": "full"}
+        for arm in frequencies.ARMS:
+            able = tell.learners("modular_addition", arm)
+            own = rows.filter(arm=arm_label(arm), **part)
+            assert sorted(own.filter("learned")["seed"]) == sorted(able)
+            (found,) = (r for r in means if {**r, **part, "arm": arm_label(arm)} == r)
+            assert found["n"] == len(able)
+            assert found["mean"] == pytest.approx(own.filter("learned")["value"].mean(), rel=1e-4)
+        assert len(rows.filter(~pl.col("learned"))) > 0
+        assert "that learned the task" not in to_json(drawn(causes.patching(real)).spec), "four of 256 there"
 
     def test_every_figure_draws_from_the_committed_tables_within_its_weight(self, real: Argument) -> None:
         for figure in FIGURES:

@@ -12,7 +12,7 @@ from sparsity_moves.figures.book_renderer import Figure, show
 from sparsity_moves.figures.looks import difference, paired
 from sparsity_moves.figures.prose import Text, hover, listed
 from sparsity_moves.figures.strips import LANES, nothing_yet, selected
-from sparsity_moves.figures.summary import METHOD, spans, summaries, summary
+from sparsity_moves.figures.summary import METHOD, spans, summaries, summary, with_convergence
 from sparsity_moves.figures.theme import arm_colours, arm_label, arm_shapes
 from sparsity_moves.figures.words import MOMENT_NAMES
 from sparsity_moves.studies.argument import Argument
@@ -22,6 +22,10 @@ FOUR = ("dense", "glu", "moe", "moe_glu")
 MANY = 20
 """Symbols of so many models lie over one another: paler, they leave mean, interval and star to be seen."""
 DIGITS = ("ones", "tens", "hundreds")
+WHOSE = {"all": "all", "learned": "that learned the task"}
+"""Models that are shown."""
+OFFERED = 0.95
+"""The reader is asked which where fewer have learned it."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,15 @@ class Choice:
     label: str
     options: Mapping[str, str]
     """Values, in words."""
+
+
+def learners(argument: Argument, rows: pl.DataFrame) -> list[str]:
+    """Those of the rows' models, by their spec_id, that have learned their task by the last step."""
+    found: list[str] = []
+    for evidence in filter(None, (argument.main, argument.own)):
+        models = evidence.rows.join(rows.select("spec_id").unique(), on="spec_id", how="semi")
+        found += with_convergence(models).filter("converged", moment="final")["spec_id"].unique().to_list()
+    return found
 
 
 def digit_names() -> pl.Expr:
@@ -56,6 +69,8 @@ def grouped(
 ) -> Figure | Text:
     """One value a model for every part, arms side by side, means with intervals, published values as stars.
 
+    Where many models did not learn their task, the reader can have them left out.
+
     Args:
         argument: where the rows are from.
         rows: `lane`, `arm`, `seed`, `spec_id`, `moment`, `part` and `value`, one row a model, part and choice.
@@ -75,8 +90,19 @@ def grouped(
     there = [arm for arm in arms if arm in set(rows["arm"])]
     shown = [part for part in parts if part in set(rows["part"])]
     keys = ["lane", "arm", "part", *choices]
-    models = rows.select(*keys, "seed", "moment", "value", "spec_id")
-    means = summaries(models, keys, "value").with_columns(pl.col("mean", "low", "high").round_sig_figs(5))
+    models = counted = rows.select(*keys, "seed", "moment", "value", "spec_id")
+    able = models["spec_id"].is_in(learners(argument, rows))
+    if apart := 0 < able.sum() < OFFERED * len(able):
+        choices, keys = {**choices, "models": Choice("Models", WHOSE)}, [*keys, "models"]
+        models = models.with_columns(learned=able)
+        counted = pl.concat(
+            [
+                models.with_columns(models=pl.lit("all")),
+                models.filter("learned").with_columns(models=pl.lit("learned")),
+            ]
+        )
+    means = summaries(counted, keys, "value")
+    means = means.with_columns(pl.col("mean", "low", "high").round_sig_figs(5))
     models, means = _named(models), _named(means)
     stars = None if published is None else _named(published)
     labels = [arm_label(arm) for arm in there]
@@ -118,7 +144,7 @@ def grouped(
 
     def unfolded(frame: pl.DataFrame) -> alt.Chart:
         """One row a model in the page, and a column a part and choice: with many seeds a fifth of the bytes."""
-        kinds = ["part", *choices]
+        kinds = ["part", *(column for column in choices if column in frame.columns)]
         index = [column for column in frame.columns if column not in (*kinds, "value")]
         found = frame.select(kinds).unique(maintain_order=True).with_row_index("column")
         found = found.with_columns(pl.format("p{}", "column").alias("column"))
@@ -129,7 +155,8 @@ def grouped(
         for place, kind in enumerate(kinds):
             names = {column: kind_[place] for column, kind_ in meant.items()}
             chart = chart.transform_calculate(**{kind: f"{json.dumps(names)}[datum.column]"})
-        here = [f"datum.{column} == {column}" for column in choices]
+        here = [f"datum.{column} == {column}" for column in kinds[1:]]
+        here += ["(models == 'all' || datum.learned)"] if apart else []
         return chart.transform_filter(" && ".join(["isValid(datum.value)", *here]))
 
     def panel(lane: str) -> alt.LayerChart | alt.FacetChart:
