@@ -237,7 +237,19 @@ def test_axe_finds_no_violation(visit: Visitor, html: Path, name: str, scheme: s
 def test_a_page_fits_a_phone(visit: Visitor, html: Path, name: str) -> None:
     page = visit(html.as_uri(), name, width=360).page
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert page.evaluate(SMALLEST) > 7.5, "a chart is scaled down, and its words with it"
     assert not violations(page)
+
+
+SMALLEST = """() => {
+    const sizes = [];
+    for (const text of document.querySelectorAll(".chart svg text")) {
+        const to = text.getScreenCTM();
+        if (text.textContent) sizes.push(parseFloat(getComputedStyle(text).fontSize) * Math.hypot(to.a, to.b));
+    }
+    return Math.min(99, ...sizes);
+}"""
+"""Pixels of the charts' smallest words."""
 
 
 def test_a_chart_follows_the_theme_and_keeps_its_controls(visit: Visitor, html: Path) -> None:

@@ -15,32 +15,58 @@
   }
 
   async function draw(chart) {
-    const spec = JSON.parse(chart.querySelector("script").textContent);
-    const embed = await vega();
-    if (chart.clientWidth < 500) {
-      narrow(spec, chart.clientWidth);
+    const text = chart.querySelector("script").textContent, room = chart.clientWidth;
+    if (room < 500) {
       chart.dataset.narrow = "true";
+      const drawn = await picture(chart, narrow(JSON.parse(text), room, LABELS));
+      const over = chart.querySelector("svg").viewBox.baseVal.width - room;
+      if (over > 0) {  // it would be scaled down to the screen, and its words with it
+        drawn.finalize();
+        await picture(chart, narrow(JSON.parse(text), room, LABELS + over));
+      }
+    } else {
+      await picture(chart, JSON.parse(text));
     }
-    const { view } = await embed(chart, spec, {
-      actions: false, renderer: "svg", defaultStyle: false, tooltip: { disableDefaultStyle: true },
-    });
-    await view.runAsync();
     name(chart);
     powers(chart);
     watch(chart);
     chart.dataset.drawn = "true";
   }
 
-  // On a phone, plots give way to their axes' labels, and titles run over several lines.
-  function narrow(node, room) {
-    if (Array.isArray(node)) { node.forEach((part) => narrow(part, room)); return; }
-    if (node === null || typeof node !== "object") return;
+  async function picture(chart, spec) {
+    const embed = await vega();
+    const result = await embed(chart, spec, {
+      actions: false, renderer: "svg", defaultStyle: false, tooltip: { disableDefaultStyle: true },
+    });
+    await result.view.runAsync();
+    return result;
+  }
+
+  const LABELS = 130;  // what they may take beside a plot
+  const NARROWEST = 150;
+  const TITLE = 210;
+
+  // On a phone, plots give way to their axes' labels and stand below one another, titles run over several lines, and
+  // legends over several rows.
+  function narrow(node, room, labels) {
+    if (node === null || typeof node !== "object") return node;
     for (const [key, value] of Object.entries(node)) {
-      if (key === "width" && typeof value === "number") node.width = Math.min(value, room - 130);
-      else if (key === "title" && value?.subtitle) {
+      if (key === "width" && typeof value === "number") {
+        node.width = Math.min(value, Math.max(NARROWEST, room - labels));
+      } else if (key === "title" && value?.subtitle) {
         node.title = { ...value, text: lines(value.text, room), subtitle: lines(value.subtitle, room) };
-      } else if (!["data", "datasets", "params", "transform"].includes(key)) narrow(value, room);
+      } else if (key === "facet" && value?.row && value?.column) {
+        node.facet = { row: value.column, column: value.row };  // few columns of many rows
+      } else if (key === "columns") {
+        node.columns = 1;
+      } else if (key === "x" && typeof value?.title === "string") {
+        value.title = lines(value.title, TITLE);
+      } else if (key === "legend" && value) {
+        if (value.columns > 2) value.columns = 2;
+        if (value.labelLimit) value.layout = { top: { direction: "vertical" } };  // the configuration of all
+      } else if (!["data", "datasets", "params", "transform"].includes(key)) narrow(value, room, labels);
     }
+    return node;
   }
 
   function lines(text, room) {

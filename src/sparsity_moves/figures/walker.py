@@ -115,7 +115,7 @@ class Walker:
         )
         nodes = "".join(f'<circle {marks(n)} cx="{x:g}" cy="{y}" r="7"/>' for n, (x, y) in places.items())
         numbers = "".join(
-            f'<text x="{places[n][0]:g}" y="{places[n][1] + 24}">{i + 1}</text>'
+            f'<text x="{places[n][0]:g}" y="{places[n][1] + 15}">{i + 1}</text>'
             for i, n in enumerate(range(level(self.depth).start, level(self.depth).stop))
         )
         height = 18 + ROW * self.depth + 32
