@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from sparsity_moves.studies import Study, arm, engine, tables
 from sparsity_moves.studies.engine import worker
 from sparsity_moves.training import Spec, train
 from test_engine import session, wait_for
+from test_store import swept_meanwhile
 
 LOOKS = {"steps": 50, "evaluate_every": 10}
 ABOUT = {"device": "cpu", "packages": "torch 1"}
@@ -241,18 +241,8 @@ class TestSweep:
         """Whatever its number: a process that lives may have it by now."""
         dead = left.path.with_name(f".x.safetensors.{os.getpid()}.part")
         dead.write_bytes(b"x")
-        sweeper = threading.Thread(target=Store(tmp_path).sweep)
-
-        def sync(path: Path) -> None:
-            if sweeper.ident is None:
-                sweeper.start()
-                sweeper.join(0.3)
-                assert sweeper.is_alive()
-            assert path.exists()
-
-        monkeypatch.setattr(files, "sync", sync)
-        left.save(STATE)
-        sweeper.join(60)
+        with swept_meanwhile(monkeypatch, files, tmp_path):
+            left.save(STATE)
         assert list(left.path.parent.iterdir()) == [left.path]
         assert left.load() is not None
 

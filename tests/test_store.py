@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
@@ -323,11 +324,10 @@ store.save(run, [{"moment": "final"}], {})
     assert len(list(store.runs.iterdir())) == 1
 
 
-def test_the_part_of_a_writer_that_is_alive_is_not_swept(store, trained, monkeypatch):
-    """Who sweeps while a run is written waits until it is in place."""
-    run, rows = trained
-    shutil.rmtree(store.runs / run.spec.spec_id)
-    sweeper = threading.Thread(target=Store(store.root).sweep)
+@contextmanager
+def swept_meanwhile(monkeypatch, module, root: Path):
+    """Another sweeps once the first thing written is about to be synced, and is done after the writer is."""
+    sweeper = threading.Thread(target=Store(root).sweep)
 
     def sync(path: Path) -> None:
         if sweeper.ident is None:
@@ -337,9 +337,17 @@ def test_the_part_of_a_writer_that_is_alive_is_not_swept(store, trained, monkeyp
         assert path.exists()
 
     monkeypatch.setattr(module, "sync", sync)
-    store.save(run, rows, CIRCUMSTANCES)
+    yield
     sweeper.join(60)
     assert not sweeper.is_alive()
+
+
+def test_the_part_of_a_writer_that_is_alive_is_not_swept(store, trained, monkeypatch):
+    """Who sweeps while a run is written waits until it is in place."""
+    run, rows = trained
+    shutil.rmtree(store.runs / run.spec.spec_id)
+    with swept_meanwhile(monkeypatch, module, store.root):
+        store.save(run, rows, CIRCUMSTANCES)
     assert [p.name for p in store.runs.iterdir()] == [run.spec.spec_id]
     assert store.damage() == []
 

@@ -42,7 +42,8 @@
     return result;
   }
 
-  const LABELS = 130;  // what they may take beside a plot
+  // Pixels on a phone: what labels may take beside a plot, a plot at least, and a line of an axis' title.
+  const LABELS = 130;
   const NARROWEST = 150;
   const TITLE = 210;
 
@@ -61,9 +62,10 @@
         node.columns = 1;
       } else if (key === "x" && typeof value?.title === "string") {
         value.title = lines(value.title, TITLE);
-      } else if (key === "legend" && value) {
-        if (value.columns > 2) value.columns = 2;
-        if (value.labelLimit) value.layout = { top: { direction: "vertical" } };  // the configuration of all
+      } else if (key === "legend" && value?.columns > 2) {
+        value.columns = 2;
+      } else if (key === "config") {
+        value.legend.layout = { top: { direction: "vertical" } };
       } else if (!["data", "datasets", "params", "transform"].includes(key)) narrow(value, room, labels);
     }
     return node;

@@ -186,9 +186,8 @@ class Store:
         """Remove what interrupted writers left behind, and states whose runs are all stored."""
         states = self.root / FOLDER
         if parts := [*self.runs.glob(".*.part"), *states.glob(".*.part")]:
-            with locked(
-                self.root / WRITERS
-            ):  # nobody is writing: these are dead, whoever has their number now
+            # While nobody writes these are dead writers', whoever has their numbers now.
+            with locked(self.root / WRITERS):
                 for part in parts:
                     shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
         there = set(self.spec_ids()) if any(states.glob("*")) else set()
