@@ -7,9 +7,11 @@ times the width moves E / k times as much; by itself it is one expert, open to a
 Where products may round their factors to ten bits of mantissa (TF32), these are held in fp16, which has ten bits too:
 half as much to move, twice the rate, and any layout will do. What fp16 lacks is range. So a chunk's gradients
 are first multiplied by the power of two that brings their largest to `LARGEST`, hidden units and their gradients
-by one that brings them under `MOST` where they are over it, and the sums divided by these. There the normal
-distribution of GELU and its slope comes from the bell curve that both need, times a polynomial (Abramowitz & Stegun
-1964, 7.1.26), within 7.5e-8 of it, which ten bits do not tell apart.
+by one that keeps them under `MOST` where they could be over it, and the sums divided by these. How large they could
+be the lengths tell: no product of a token and a unit's weights is larger than that of their lengths (Cauchy and
+Schwarz), and no activation is further from zero than what it is of. There the normal distribution of GELU and its
+slope comes from the bell curve that both need, times a polynomial (Abramowitz & Stegun 1964, 7.1.26), within 7.5e-8
+of it, which ten bits do not tell apart.
 """
 
 from __future__ import annotations
@@ -150,11 +152,56 @@ def _magnified(d):
 
 
 @triton.jit
-def _shrinking(x):
-    """The power of two that brings numbers under `MOST`; one where they are. An infinite one stays so."""
-    largest = tl.max(tl.abs(x))
-    over = (largest > MOST) & (largest < float("inf"))
-    return tl.where(over, tl.exp2(tl.floor(-tl.log2(largest / MOST))), 1.0)
+def _fitting(bound):
+    """The power of two that brings numbers up to a bound under `MOST`; one where they are, or are infinite."""
+    over = (bound > MOST) & (bound < float("inf"))
+    return tl.where(over, tl.exp2(tl.floor(-tl.log2(bound / MOST))), 1.0)
+
+
+@triton.jit
+def _longest(rows):
+    """The largest length of a row."""
+    wide = rows.to(tl.float32)
+    return tl.sqrt(tl.max(tl.sum(wide * wide, axis=1), axis=0))
+
+
+@triton.jit
+def _of_units(values, e, W: tl.constexpr, WP: tl.constexpr):
+    """The largest of one expert's values, one a unit."""
+    unit = tl.arange(0, WP)
+    return tl.max(tl.abs(tl.load(values + e * W + unit, mask=unit < W, other=0.0)), axis=0)
+
+
+@triton.jit
+def _round(
+    w, out, lengths, STRIDE, UNITS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, ALONG_D: tl.constexpr,
+    ALONG_UNITS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A matrix in fp16, and the lengths of its units' weights."""
+    m = tl.program_id(1).to(tl.int64)
+    unit = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    d = tl.arange(0, DP)
+    inside = (unit < UNITS)[:, None] & (d < D)[None, :]
+    place = unit[:, None] * ALONG_UNITS + d[None, :] * ALONG_D
+    x = tl.load(w + m * STRIDE + place, mask=inside, other=0.0)
+    tl.store(out + m * (UNITS * D) + place, x, mask=inside)
+    tl.store(lengths + m * UNITS + unit, tl.sqrt(tl.sum(x * x, axis=1)), mask=unit < UNITS)
+
+
+def rounded(
+    w: Float[Tensor, "M A B"], outwards: bool
+) -> tuple[Float[Tensor, "M A B"], Float[Tensor, "M units"]]:
+    """Weights in fp16, and the length of each unit's: a column's, or, of a matrix outwards, a row's."""
+    w = w if w[0].is_contiguous() else w.contiguous()
+    models, d_model, units = (w.shape[0], *w.shape[:0:-1]) if outwards else w.shape
+    out = torch.empty(w.shape, dtype=torch.float16, device=w.device)
+    lengths = w.new_empty(models, units)
+    along = (1, d_model) if outwards else (units, 1)
+    _round[(triton.cdiv(units, 32), models)](
+        w, out, lengths, w.stride(0), UNITS=units, D=d_model, DP=triton.next_power_of_2(d_model), ALONG_D=along[0],
+        ALONG_UNITS=along[1], BLOCK=32,
+    )  # fmt: skip
+    return out, lengths
 
 
 @triton.jit
@@ -171,6 +218,8 @@ def _through(
     first,
     last,
     expert,
+    lengths_in,
+    lengths_up,
     y,
     N,
     C,
@@ -179,6 +228,7 @@ def _through(
     D: tl.constexpr,
     DP: tl.constexpr,
     W: tl.constexpr,
+    WP: tl.constexpr,
     ACT: tl.constexpr,
     GATED: tl.constexpr,
     BIASED: tl.constexpr,
@@ -205,7 +255,15 @@ def _through(
         wide = here[:, None] & (d < D)[None, :]
         tile = tl.load(x + n[:, None] * D + d[None, :], mask=wide, other=0.0)
         out = tl.zeros((CHUNK, DP), tl.float32)
-        held = 1.0
+        fitting = 1.0
+        if HALF:
+            length = _longest(tile)
+            bound = length * _of_units(lengths_in + m * E * W, e, W, WP)
+            if BIASED:
+                bound += _of_units(b_in + m * E * W, e, W, WP)
+            if GATED:
+                bound *= length * _of_units(lengths_up + m * E * W, e, W, WP)
+            fitting = _fitting(bound)
         for start in range(0, W, SLICE):
             unit = start + tl.arange(0, SLICE)
             inside = unit < W
@@ -227,15 +285,13 @@ def _through(
             if HALF:
                 down = out_t + ((m * E + e) * W + unit)[:, None] * D + d[None, :]
                 back = tl.load(down, mask=inside[:, None] & (d < D)[None, :], other=0.0)
-                shrunk = tl.minimum(held, _shrinking(h))
-                out = out * (shrunk / held) + tl.dot((h * shrunk).to(tl.float16), back)
-                held = shrunk
+                out += tl.dot((h * fitting).to(tl.float16), back)
             else:
                 down = out_t + m * (D * E * W) + d[:, None] * (E * W) + e * W + unit[None, :]
                 back = tl.load(down, mask=(d < D)[:, None] & inside[None, :], other=0.0)
                 out += tl.dot(h, tl.trans(back), input_precision=PRECISION)
         if HALF:
-            out /= held
+            out /= fitting
         if BIASED:
             out += tl.load(b_out + (m * E + e) * D + d, mask=d < D, other=0.0)[None, :]
         if WEIGHED:
@@ -260,6 +316,9 @@ def _back(
     first,
     last,
     expert,
+    lengths_in,
+    lengths_up,
+    lengths_out,
     upstream,
     x_t,
     upstream_t,
@@ -279,6 +338,7 @@ def _back(
     D: tl.constexpr,
     DP: tl.constexpr,
     W: tl.constexpr,
+    WP: tl.constexpr,
     ACT: tl.constexpr,
     GATED: tl.constexpr,
     BIASED: tl.constexpr,
@@ -291,8 +351,8 @@ def _back(
 ):
     """One chunk's gradients, a row an assignment. What the matrices' gradients are products of is written turned, a
     column an assignment, CHUNK columns a chunk: those past its end have no gradient. With HALF it is written in
-    fp16, a row an assignment, and a number a slice of the hidden units says by what their products are to be
-    multiplied: `of_hidden` those with `upstream_t`, `of_gradients` their gradients' with `x_t`."""
+    fp16, a row an assignment, and a number a chunk says by what products of hidden units are to be multiplied:
+    `of_hidden` theirs with `upstream_t`, `of_gradients` their gradients' with `x_t`."""
     m = tl.program_id(1).to(tl.int64)
     c = m * C + tl.program_id(0)
     begin = tl.load(first + c)
@@ -325,11 +385,28 @@ def _back(
             dy, smaller = _magnified(dy)
             tl.store(x_t + row * D + d[None, :], tile, mask=(d < D)[None, :])
             tl.store(upstream_t + row * D + d[None, :], dy, mask=(d < D)[None, :])
+            length = _longest(tile)
+            bound = length * _of_units(lengths_in + m * E * W, e, W, WP)
+            bound_back = _longest(dy) * _of_units(lengths_out + m * E * W, e, W, WP)
+            if BIASED:
+                bound += _of_units(b_in + m * E * W, e, W, WP)
+            if WEIGHED:
+                bound_back *= tl.max(tl.abs(gate), axis=0)
+            # No slope is larger than 1.13, which the room between MOST and fp16's own largest takes.
+            if GATED:
+                bound_up = length * _of_units(lengths_up + m * E * W, e, W, WP)
+                bound_back *= tl.maximum(bound, bound_up)
+                bound *= bound_up
+            if WEIGHED:
+                bound *= tl.max(tl.abs(gate), axis=0)
+            fitting = _fitting(bound)
+            fitting_back = _fitting(bound_back)
+            tl.store(of_hidden + c, smaller / fitting)
+            tl.store(of_gradients + c, smaller / fitting_back)
         else:
             turned_d = (m * D + d)[None, :] * (C * CHUNK) + column
             tl.store(x_t + turned_d, tile, mask=(d < D)[None, :])
             tl.store(upstream_t + turned_d, dy, mask=(d < D)[None, :])
-        held = 1.0
         for start in range(0, W, SLICE):
             unit = start + tl.arange(0, SLICE)
             inside = unit < W
@@ -375,18 +452,10 @@ def _back(
             if BIASED:
                 tl.store(d_bias + c * W + unit, tl.sum(d_b, axis=0) * smaller, mask=inside)
             if HALF:
-                fitting = _shrinking(h)
                 h = (h * fitting).to(tl.float16)
-                shrunk = tl.minimum(held, _shrinking(d_b))
                 if GATED:
-                    shrunk = tl.minimum(shrunk, _shrinking(d_u))
-                    d_u = (d_u * shrunk).to(tl.float16)
-                d_b = (d_b * shrunk).to(tl.float16)
-                d_tile *= shrunk / held
-                held = shrunk
-                slices: tl.constexpr = (W + SLICE - 1) // SLICE
-                tl.store(of_hidden + c * slices + start // SLICE, smaller / fitting)
-                tl.store(of_gradients + c * slices + start // SLICE, smaller / shrunk)
+                    d_u = (d_u * fitting_back).to(tl.float16)
+                d_b = (d_b * fitting_back).to(tl.float16)
             if GATED:
                 tl.store(d_up_t + to, d_u, mask=inside[None, :])
                 d_tile += tl.dot(d_u, tl.trans(up_into), input_precision=PRECISION)
@@ -396,7 +465,7 @@ def _back(
         if WEIGHED:
             tl.store(d_gates + n * E + e, d_gate, mask=here)
         if HALF:
-            d_tile *= smaller / held
+            d_tile *= smaller / fitting_back
         if ADDED:
             d_tile += tl.load(upstream + n[:, None] * D + d[None, :], mask=wide, other=0.0)
         tl.store(d_x + (m * N * TOP + assigned)[:, None] * D + d[None, :], d_tile, mask=wide)
@@ -420,7 +489,6 @@ def _matrix(
     HALF: tl.constexpr,
     PRECISION: tl.constexpr,
     CHUNK: tl.constexpr,
-    SLICE: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_W: tl.constexpr,
     HELD: tl.constexpr,
@@ -439,14 +507,12 @@ def _matrix(
     end = tl.minimum(begin + share, end)
     total = tl.zeros((BLOCK_D, BLOCK_W), tl.float32)
     held = tl.arange(0, HELD)
-    slices: tl.constexpr = (W + SLICE - 1) // SLICE
     for start in range(begin * CHUNK, end * CHUNK, HELD):
         if HALF:
             row = (m * C * CHUNK + start + held).to(tl.int64)[:, None]
             t = tl.load(tokens_t + row * D + d[None, :], mask=(d < D)[None, :], other=0.0)
             u = tl.load(units_t + row * W + w[None, :], mask=(w < W)[None, :], other=0.0)
-            by_slice = unscale + (m * C + start // CHUNK) * slices + w // SLICE
-            total += tl.dot(tl.trans(t), u) * tl.load(by_slice, mask=w < W, other=0.0)[None, :]
+            total += tl.dot(tl.trans(t), u) * tl.load(unscale + m * C + start // CHUNK)
         else:
             place = tokens_t + (m * D + d)[:, None] * (C * CHUNK) + start + held[None, :]
             t = tl.load(place, mask=(d < D)[:, None], other=0.0)
@@ -478,6 +544,7 @@ class _Grouped(torch.autograd.Function):
             "D": d_model,
             "DP": triton.next_power_of_2(d_model),
             "W": width,
+            "WP": max(16, triton.next_power_of_2(width)),
             "ACT": CODES[activation],
             "GATED": w_up is not None,
             "BIASED": b_in is not None,
@@ -487,27 +554,30 @@ class _Grouped(torch.autograd.Function):
             "PRECISION": precision(),
             "CHUNK": at_once.chunk,
         }
-        widest = max(16, triton.next_power_of_2(width))
+        widest = ctx.settings["WP"]
         ctx.slice = min(at_once.piece_back, widest)
         y = x.new_empty(models, tokens, top_k, d_model)
         count = by.first.shape[1]
         # A pointer that the settings leave unread may be any.
         b_in, b_out = (x if b is None else b.contiguous() for b in (b_in, b_out))
-        kind = torch.float16 if half else x.dtype
-        w_in, w_out = (w.to(kind).contiguous() for w in (w_in, w_out))
-        w_up = x if w_up is None else w_up.to(kind).contiguous()
-        in_t, up_t, out_t = w_in, w_up, w_out
-        if not half:
+        lengths = [x, x, x]
+        if half:
+            (w_in, lengths[0]), (w_out, lengths[2]) = rounded(w_in, False), rounded(w_out, True)
+            w_up, lengths[1] = (x, x) if w_up is None else rounded(w_up, False)
+            in_t, up_t, out_t = w_in, w_up, w_out
+        else:
+            w_in, w_out = w_in.contiguous(), w_out.contiguous()
+            w_up = x if w_up is None else w_up.contiguous()
             in_t, out_t = (w.transpose(1, 2).contiguous() for w in (w_in, w_out))
             up_t = w_up.transpose(1, 2).contiguous() if ctx.settings["GATED"] else x
         # Not in the kernel: where one slice is all, what Triton 3.6 made of it for an H100 gave other numbers.
-        rounded = x.to(kind)
+        given = x.to(torch.float16) if half else x
         _through[(count, models)](
-            rounded, x, in_t, up_t, b_in, out_t, b_out, gates, by.order, by.first, by.last, by.expert, y, tokens,
-            count, SLICE=min(at_once.piece, widest), **ctx.settings, num_warps=at_once.warps,
+            given, x, in_t, up_t, b_in, out_t, b_out, gates, by.order, by.first, by.last, by.expert, *lengths[:2], y,
+            tokens, count, SLICE=min(at_once.piece, widest), **ctx.settings, num_warps=at_once.warps,
             num_stages=at_once.stages,
         )  # fmt: skip
-        ctx.save_for_backward(rounded, w_in, w_up, in_t, up_t, w_out, b_in, b_out, gates, *by)
+        ctx.save_for_backward(given, w_in, w_up, in_t, up_t, w_out, *lengths, b_in, b_out, gates, *by)
         if top_k == 1:
             return y.view(models, tokens, d_model)
         return x + y.sum(2) if added else y.sum(2)
@@ -533,14 +603,13 @@ class _Grouped(torch.autograd.Function):
         d_up_t = written(width) if of["GATED"] else None
         x_t, upstream_t = written(d_model), written(d_model)
         d_bias, d_out_bias = summed(models, count, width), summed(models, count, d_model)
-        slices = triton.cdiv(width, ctx.slice)
-        of_hidden, of_gradients = (summed(models, count, slices) if half else x for _ in range(2))
+        of_hidden, of_gradients = (summed(models, count) if half else x for _ in range(2))
         d_gates = torch.zeros_like(gates) if of["WEIGHED"] else None
         d_x = summed(models, tokens, top_k, d_model)
-        w_in, w_up, in_t, up_t, w_out = matrices
+        w_in, w_up, in_t, up_t, w_out, *lengths = matrices
         _back[(count, models)](
-            x, w_in, w_up, in_t, up_t, b_in, w_out, b_out, gates, by.order, by.first, by.last, by.expert, upstream,
-            x_t, upstream_t, hidden_t, d_before_t, x if d_up_t is None else d_up_t, d_bias, d_out_bias,
+            x, w_in, w_up, in_t, up_t, b_in, w_out, b_out, gates, by.order, by.first, by.last, by.expert, *lengths,
+            upstream, x_t, upstream_t, hidden_t, d_before_t, x if d_up_t is None else d_up_t, d_bias, d_out_bias,
             x if d_gates is None else d_gates, d_x, of_hidden, of_gradients, tokens, count, **of, SLICE=ctx.slice,
             num_warps=ctx.sizes.warps_back, num_stages=ctx.sizes.stages_back,
         )  # fmt: skip
@@ -557,7 +626,7 @@ class _Grouped(torch.autograd.Function):
                 rows, units, by.chunks, unscale, out, count, E=experts, D=d_model, W=width,
                 ALONG_D=1 if outwards else experts * width, ALONG_W=d_model if outwards else 1,
                 OF_EXPERT=width * d_model if outwards else width, PARTS=parts, HALF=half,
-                PRECISION=of["PRECISION"], CHUNK=of["CHUNK"], SLICE=ctx.slice, BLOCK_D=block_d, BLOCK_W=block_w,
+                PRECISION=of["PRECISION"], CHUNK=of["CHUNK"], BLOCK_D=block_d, BLOCK_W=block_w,
                 HELD=ctx.sizes.held, num_warps=8, num_stages=3,
             )  # fmt: skip
             total: Tensor = out[0] if parts == 1 else out.sum(0)
