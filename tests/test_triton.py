@@ -29,8 +29,11 @@ if DEVICE == "cpu" and not INTERPRETED:
 
 else:
     import torch.nn.functional as F
+    import triton
+    import triton.language as tl
 
     from sparsity_moves.kernels import triton as kernels
+    from sparsity_moves.kernels.triton import grouped
     from sparsity_moves.model import REFERENCE, forward, stack
     from sparsity_moves.model.attention import rows
     from sparsity_moves.model.feedforward import combine, hidden_units
@@ -164,6 +167,28 @@ else:
             found.append({"logits": trace.logits, **dict(zip(p, gradients, strict=False))})
         for what, expected in found[0].items():
             close(found[1][what], expected, what, within=4e-3)
+
+    @triton.jit
+    def bend(x, y, slope, N: tl.constexpr):
+        i = tl.arange(0, N)
+        found, steep = grouped._bent(tl.load(x + i), 3, True)
+        tl.store(y + i, found)
+        tl.store(slope + i, steep)
+
+    def test_gelu_and_its_slope_by_a_polynomial():
+        """Where it bends, and far out, where nothing or all is let through."""
+        x = torch.cat([torch.linspace(-6, 6, 2_000), torch.logspace(0, 6, 24), -torch.logspace(0, 6, 24)]).to(
+            DEVICE
+        )
+        y, slope = torch.empty_like(x), torch.empty_like(x)
+        bend[(1,)](x, y, slope, N=2_048)
+        exact = x.double().requires_grad_()
+        expected = F.gelu(exact)
+        (steep,) = torch.autograd.grad(expected.sum(), exact)
+        far = exact.abs() > 5
+        assert ((y - expected).abs() / exact.abs().clamp(min=1)).max() < 2e-6
+        assert (slope - steep).abs().max() < 3e-6
+        assert ((y - expected).abs() / exact.abs())[far].max() < 3e-7
 
     @pytest.mark.parametrize("added", [False, True], ids=["alone", "added"])
     @pytest.mark.parametrize(

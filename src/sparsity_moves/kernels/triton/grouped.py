@@ -9,9 +9,8 @@ half as much to move, twice the rate, and any layout will do. What fp16 lacks is
 are first multiplied by the power of two that brings their largest to `LARGEST`, hidden units and their gradients
 by one that keeps them under `MOST` where they could be over it, and the sums divided by these. How large they could
 be the lengths tell: no product of a token and a unit's weights is larger than that of their lengths (Cauchy and
-Schwarz), and no activation is further from zero than what it is of. There the normal distribution of GELU and its
-slope comes from the bell curve that both need, times a polynomial (Abramowitz & Stegun 1964, 7.1.26), within 7.5e-8
-of it, which ten bits do not tell apart.
+Schwarz), and no activation is further from zero than what it is of. There GELU's distribution is a polynomial in
+the square of its argument, held where it is 0 or 1 to fp32's bits or nearly so; ten bits do not tell the difference.
 """
 
 from __future__ import annotations
@@ -121,20 +120,22 @@ def of_one(x: Float[Tensor, "M N D"], chunk: int) -> Dispatch:
 
 @triton.jit
 def _below(x):
-    """The normal distribution's share below x, and its density there."""
-    t = 1.0 / (1.0 + 0.23164189 * tl.abs(x))
-    bell = tl.exp(-0.5 * x * x)
-    above = 0.53070271 * t - 0.72657602
-    above = ((above * t + 0.71070687) * t - 0.14224837) * t + 0.12741480
-    above *= t * bell
-    return tl.where(x > 0, 1.0 - above, above), 0.3989422804014327 * bell
+    """The normal distribution's share below x, within 1.5e-6, and to fp32's bits from 4.7 on either side."""
+    inner = tl.minimum(tl.maximum(x, -4.7), 4.7)
+    v = inner * inner * 0.090538705 - 1.0
+    odd = 0.00139929572 * v - 0.0036094411
+    odd = ((odd * v + 0.00414081417) * v - 0.00646405338) * v + 0.0132660415
+    odd = ((odd * v - 0.0213464982) * v + 0.0299771257) * v - 0.0404915371
+    odd = ((odd * v + 0.05356123) * v - 0.0743646194) * v + 0.150314621
+    return inner * odd + 0.5
 
 
 @triton.jit
 def _bent(x, ACT: tl.constexpr, HALF: tl.constexpr):
     """φ of x and its slope."""
     if HALF and ACT == 3:
-        below, density = _below(x)
+        below = _below(x)
+        density = tl.exp2(-0.72134752 * x * x - 1.3257480647)
         y, slope = x * below, below + x * density
     else:
         y, slope = _phi(x, ACT), _phi_slope(x, ACT)
@@ -159,13 +160,6 @@ def _fitting(bound):
 
 
 @triton.jit
-def _longest(rows):
-    """The largest length of a row."""
-    wide = rows.to(tl.float32)
-    return tl.sqrt(tl.max(tl.sum(wide * wide, axis=1), axis=0))
-
-
-@triton.jit
 def _of_units(values, e, W: tl.constexpr, WP: tl.constexpr):
     """The largest of one expert's values, one a unit."""
     unit = tl.arange(0, WP)
@@ -174,32 +168,32 @@ def _of_units(values, e, W: tl.constexpr, WP: tl.constexpr):
 
 @triton.jit
 def _round(
-    w, out, lengths, STRIDE, UNITS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, ALONG_D: tl.constexpr,
-    ALONG_UNITS: tl.constexpr, BLOCK: tl.constexpr,
+    w, out, lengths, STRIDE, COUNT, SIZE: tl.constexpr, SP: tl.constexpr, ALONG: tl.constexpr, STEP: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A matrix in fp16, and the lengths of its units' weights."""
+    """A matrix in fp16, and its rows' or columns' lengths."""
     m = tl.program_id(1).to(tl.int64)
-    unit = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    d = tl.arange(0, DP)
-    inside = (unit < UNITS)[:, None] & (d < D)[None, :]
-    place = unit[:, None] * ALONG_UNITS + d[None, :] * ALONG_D
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    j = tl.arange(0, SP)
+    inside = (i < COUNT)[:, None] & (j < SIZE)[None, :]
+    place = i[:, None] * STEP + j[None, :] * ALONG
     x = tl.load(w + m * STRIDE + place, mask=inside, other=0.0)
-    tl.store(out + m * (UNITS * D) + place, x, mask=inside)
-    tl.store(lengths + m * UNITS + unit, tl.sqrt(tl.sum(x * x, axis=1)), mask=unit < UNITS)
+    tl.store(out + m * COUNT * SIZE + place, x, mask=inside)
+    tl.store(lengths + m * COUNT + i, tl.sqrt(tl.sum(x * x, axis=1)), mask=i < COUNT)
 
 
 def rounded(
-    w: Float[Tensor, "M A B"], outwards: bool
-) -> tuple[Float[Tensor, "M A B"], Float[Tensor, "M units"]]:
-    """Weights in fp16, and the length of each unit's: a column's, or, of a matrix outwards, a row's."""
+    w: Float[Tensor, "M A B"], by_row: bool
+) -> tuple[Float[Tensor, "M A B"], Float[Tensor, "M A_or_B"]]:
+    """Matrices in fp16, and the length of each row or column."""
     w = w if w[0].is_contiguous() else w.contiguous()
-    models, d_model, units = (w.shape[0], *w.shape[:0:-1]) if outwards else w.shape
+    models, count, size = w.shape if by_row else (w.shape[0], *w.shape[:0:-1])
     out = torch.empty(w.shape, dtype=torch.float16, device=w.device)
-    lengths = w.new_empty(models, units)
-    along = (1, d_model) if outwards else (units, 1)
-    _round[(triton.cdiv(units, 32), models)](
-        w, out, lengths, w.stride(0), UNITS=units, D=d_model, DP=triton.next_power_of_2(d_model), ALONG_D=along[0],
-        ALONG_UNITS=along[1], BLOCK=32,
+    lengths = w.new_empty(models, count)
+    along, step = (1, size) if by_row else (count, 1)
+    _round[(triton.cdiv(count, 32), models)](
+        w, out, lengths, w.stride(0), count, SIZE=size, SP=triton.next_power_of_2(size), ALONG=along, STEP=step,
+        BLOCK=32,
     )  # fmt: skip
     return out, lengths
 
@@ -207,6 +201,7 @@ def rounded(
 @triton.jit
 def _through(
     x,
+    lengths,
     onto,
     in_t,
     up_t,
@@ -257,7 +252,7 @@ def _through(
         out = tl.zeros((CHUNK, DP), tl.float32)
         fitting = 1.0
         if HALF:
-            length = _longest(tile)
+            length = tl.max(tl.load(lengths + n, mask=here, other=0.0), axis=0)
             bound = length * _of_units(lengths_in + m * E * W, e, W, WP)
             if BIASED:
                 bound += _of_units(b_in + m * E * W, e, W, WP)
@@ -304,6 +299,7 @@ def _through(
 @triton.jit
 def _back(
     x,
+    lengths,
     w_in,
     w_up,
     in_t,
@@ -385,9 +381,9 @@ def _back(
             dy, smaller = _magnified(dy)
             tl.store(x_t + row * D + d[None, :], tile, mask=(d < D)[None, :])
             tl.store(upstream_t + row * D + d[None, :], dy, mask=(d < D)[None, :])
-            length = _longest(tile)
+            length = tl.max(tl.load(lengths + n, mask=here, other=0.0), axis=0)
             bound = length * _of_units(lengths_in + m * E * W, e, W, WP)
-            bound_back = _longest(dy) * _of_units(lengths_out + m * E * W, e, W, WP)
+            bound_back = LARGEST * tl.sqrt(D * 1.0) * _of_units(lengths_out + m * E * W, e, W, WP)
             if BIASED:
                 bound += _of_units(b_in + m * E * W, e, W, WP)
             if WEIGHED:
@@ -560,31 +556,32 @@ class _Grouped(torch.autograd.Function):
         count = by.first.shape[1]
         # A pointer that the settings leave unread may be any.
         b_in, b_out = (x if b is None else b.contiguous() for b in (b_in, b_out))
-        lengths = [x, x, x]
+        given, of_tokens, of_in, of_up, of_out = x, x, x, x, x
         if half:
-            (w_in, lengths[0]), (w_out, lengths[2]) = rounded(w_in, False), rounded(w_out, True)
-            w_up, lengths[1] = (x, x) if w_up is None else rounded(w_up, False)
+            # Not in the kernel: where one slice is all, what Triton 3.6 made of it for an H100 gave other numbers.
+            given, of_tokens = rounded(x, True)
+            (w_in, of_in), (w_out, of_out) = rounded(w_in, False), rounded(w_out, True)
+            w_up, of_up = (x, x) if w_up is None else rounded(w_up, False)
             in_t, up_t, out_t = w_in, w_up, w_out
         else:
             w_in, w_out = w_in.contiguous(), w_out.contiguous()
             w_up = x if w_up is None else w_up.contiguous()
             in_t, out_t = (w.transpose(1, 2).contiguous() for w in (w_in, w_out))
             up_t = w_up.transpose(1, 2).contiguous() if ctx.settings["GATED"] else x
-        # Not in the kernel: where one slice is all, what Triton 3.6 made of it for an H100 gave other numbers.
-        given = x.to(torch.float16) if half else x
         _through[(count, models)](
-            given, x, in_t, up_t, b_in, out_t, b_out, gates, by.order, by.first, by.last, by.expert, *lengths[:2], y,
-            tokens, count, SLICE=min(at_once.piece, widest), **ctx.settings, num_warps=at_once.warps,
+            given, of_tokens, x, in_t, up_t, b_in, out_t, b_out, gates, by.order, by.first, by.last, by.expert, of_in,
+            of_up, y, tokens, count, SLICE=min(at_once.piece, widest), **ctx.settings, num_warps=at_once.warps,
             num_stages=at_once.stages,
         )  # fmt: skip
-        ctx.save_for_backward(given, w_in, w_up, in_t, up_t, w_out, *lengths, b_in, b_out, gates, *by)
+        matrices, lengths = (w_in, w_up, in_t, up_t, w_out), (of_in, of_up, of_out)
+        ctx.save_for_backward(given, of_tokens, *matrices, *lengths, b_in, b_out, gates, *by)
         if top_k == 1:
             return y.view(models, tokens, d_model)
         return x + y.sum(2) if added else y.sum(2)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        x, *matrices, b_in, b_out, gates, order, chunks, first, last, expert = ctx.saved_tensors
+        x, of_tokens, *matrices, b_in, b_out, gates, order, chunks, first, last, expert = ctx.saved_tensors
         by, of = Dispatch(order, chunks, first, last, expert), ctx.settings
         upstream = gradients[0].contiguous()
         models, tokens, d_model = x.shape
@@ -608,10 +605,10 @@ class _Grouped(torch.autograd.Function):
         d_x = summed(models, tokens, top_k, d_model)
         w_in, w_up, in_t, up_t, w_out, *lengths = matrices
         _back[(count, models)](
-            x, w_in, w_up, in_t, up_t, b_in, w_out, b_out, gates, by.order, by.first, by.last, by.expert, *lengths,
-            upstream, x_t, upstream_t, hidden_t, d_before_t, x if d_up_t is None else d_up_t, d_bias, d_out_bias,
-            x if d_gates is None else d_gates, d_x, of_hidden, of_gradients, tokens, count, **of, SLICE=ctx.slice,
-            num_warps=ctx.sizes.warps_back, num_stages=ctx.sizes.stages_back,
+            x, of_tokens, w_in, w_up, in_t, up_t, b_in, w_out, b_out, gates, by.order, by.first, by.last, by.expert,
+            *lengths, upstream, x_t, upstream_t, hidden_t, d_before_t, x if d_up_t is None else d_up_t, d_bias,
+            d_out_bias, x if d_gates is None else d_gates, d_x, of_hidden, of_gradients, tokens, count, **of,
+            SLICE=ctx.slice, num_warps=ctx.sizes.warps_back, num_stages=ctx.sizes.stages_back,
         )  # fmt: skip
 
         def matrix(rows: Tensor, units: Tensor, unscale: Tensor, outwards: bool) -> Tensor:
