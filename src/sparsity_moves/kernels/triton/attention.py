@@ -1,7 +1,8 @@
 """Attention over short sequences: one program holds a few sequences, for one head.
 
-Very short ones (modular addition's three tokens) are multiplied out element by element. From eight tokens on, a
-few sequences together are one product, of which the blocks on the diagonal are wanted. Queries, keys and values
+Very short ones (modular addition's three tokens) are multiplied out element by element. From eight tokens on, one
+sequence is a product, or as many as sixteen rows hold, of which the blocks on the diagonal are wanted: a warp takes
+sixteen rows, so the least is multiplied that is not wanted. Queries, keys and values
 are either every token's own or, in the first layer, rows of small tables that an index points into; the tables
 stay in the cache, so that attention reads its index and writes its mixtures.
 """
@@ -288,7 +289,7 @@ class _Attend(torch.autograd.Function):
         width = triple // 3 // heads
         padded = triton.next_power_of_2(length)
         blocks = length > VERY_SHORT and width >= 16
-        block = 64 // padded if blocks else max(1, 2048 // (padded * width))
+        block = max(1, 16 // padded) if blocks else max(1, 2048 // (padded * width))
         out = projected.new_empty(models, batch, positions, heads, width)
         ctx.settings = {
             "T": length,
@@ -300,7 +301,7 @@ class _Attend(torch.autograd.Function):
             "CAUSAL": causal,
             "BY_TABLE": index is not None,
             "BLOCK": block,
-            **({"PRECISION": precision()} if blocks else {}),
+            **({"PRECISION": precision(), "num_warps": min(4, block * padded // 16)} if blocks else {}),
         }
         ctx.grid = (triton.cdiv(batch, block), heads, models)
         ctx.batch = batch
