@@ -104,6 +104,7 @@ else:
             ("moe", {"depth": 2}),
             ("moe_switch", {"balance_positions": "read_out"}),
             ("moe", {"experts": 3, "width": 48}),
+            ("dense", {"heads": 3, "d_model": 48}),
             ("tree", {"tree_depth": 2}),
         ],
         ids=lambda x: "-".join(map(str, x.items())) if isinstance(x, dict) else x,
