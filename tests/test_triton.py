@@ -3,6 +3,7 @@
 The interpreter is chosen when Triton is imported, so these tests run in a process of their own there.
 """
 
+import math
 import os
 import subprocess
 import sys
@@ -33,7 +34,7 @@ else:
     import triton.language as tl
 
     from sparsity_moves.kernels import triton as kernels
-    from sparsity_moves.kernels.triton import grouped
+    from sparsity_moves.kernels.triton import grouped, loss
     from sparsity_moves.model import REFERENCE, forward, stack
     from sparsity_moves.model.attention import rows
     from sparsity_moves.model.feedforward import combine, hidden_units
@@ -105,6 +106,7 @@ else:
             ("moe", {"depth": 2}),
             ("moe_switch", {"balance_positions": "read_out"}),
             ("moe", {"experts": 3, "width": 48}),
+            ("dense", {"heads": 3, "d_model": 48}),
             ("tree", {"tree_depth": 2}),
         ],
         ids=lambda x: "-".join(map(str, x.items())) if isinstance(x, dict) else x,
@@ -333,6 +335,63 @@ else:
         close(found, expected, "loss", within)
         for what, ours, theirs in zip(("x", "unembed"), got, wanted, strict=True):
             close(ours, theirs, what, within)
+
+    @pytest.mark.parametrize("programs", [1, 264], ids=["one", "many"])
+    @pytest.mark.parametrize("size", [1e-12, 1.0, 1e6])
+    @pytest.mark.parametrize(("width", "classes"), [(32, 12), (40, 7), (128, 114), (16, 128)])
+    def test_cross_entropy_in_ten_bits_has_gradients_of_any_size(width, classes, size, programs, monkeypatch):
+        """They differ from token to token and from block to block of them; a program takes one block or several."""
+        monkeypatch.setattr(loss, "PROGRAMS", programs)
+        source = generator(1, "entropy")
+        x = torch.randn(2, 150, 2, width, generator=source).to(DEVICE).requires_grad_()
+        unembed = (
+            torch.randn(2, width, classes, generator=source).mul(width**-0.5).to(DEVICE).requires_grad_()
+        )
+        targets = torch.randint(classes, (2, 2, 150), generator=source).to(DEVICE).transpose(1, 2)
+        upstream = 10 ** torch.rand(2, 150, 2, generator=source).mul(-6).to(DEVICE) * size
+        upstream[:, 40:80] *= 1e-5
+        upstream[:, 120:] = 0
+        logits = (x.flatten(1, 2) @ unembed).flatten(0, 1)
+        expected = F.cross_entropy(logits, targets.flatten(), reduction="none").view(targets.shape)
+        wanted = torch.autograd.grad(expected, (x, unembed), upstream)
+        with products("tf32"):
+            found = kernels.cross_entropy(x, unembed, targets)
+            got = torch.autograd.grad(found, (x, unembed), upstream)
+        close(found, expected, "loss", 4e-3)
+        for what, ours, theirs in zip(("x", "unembed"), got, wanted, strict=True):
+            close(ours, theirs, what, 4e-3)
+        close(got[0][:, 35:75], wanted[0][:, 35:75], "x where gradients are small", 4e-3)
+        assert not got[0][:, 120:].any()
+
+    @pytest.mark.parametrize("rounding", ["fp32", "tf32"])
+    def test_a_sure_answer_has_the_gradient_that_is_left(rounding):
+        """Though the logits are so large that their own last bit is a good part of it."""
+        x = torch.zeros(1, 3, 1, 16)
+        x[..., 0] = 64
+        unembed = torch.zeros(1, 16, 12)
+        unembed[0, 0, :2] = torch.tensor([64, 64 - 4 / 64])
+        x, unembed = x.to(DEVICE), unembed.to(DEVICE).requires_grad_()
+        targets = torch.zeros(1, 3, 1, dtype=torch.long, device=DEVICE)
+        with products(rounding):
+            found = kernels.cross_entropy(x, unembed, targets)
+            (got,) = torch.autograd.grad(found.sum(), unembed)
+        wanted = torch.zeros_like(got)
+        wanted[0, 0, :2] = torch.tensor([-1, 1]) * 3 * 64 / (1 + math.exp(4))
+        close(found, torch.full_like(found, math.log1p(math.exp(-4))), "loss", 0.02)
+        close(got, wanted, "gradient", 1e-3)
+
+    def test_a_token_that_is_no_number_has_no_loss():
+        """Others stand beside it in the same product, and keep theirs to the bit."""
+        source = generator(2, "entropy")
+        x, unembed = torch.randn(2, 70, 1, 32, generator=source), torch.randn(2, 32, 12, generator=source)
+        targets = torch.randint(12, (2, 70, 1), generator=source).to(DEVICE)
+        x, unembed = x.to(DEVICE), unembed.to(DEVICE)
+        with products("tf32"):
+            whole = kernels.cross_entropy(x, unembed, targets)
+            x[0, 5, 0, 3] = float("nan")
+            found = kernels.cross_entropy(x, unembed, targets)
+        assert torch.isnan(found[0, 5, 0])
+        assert int((found != whole).sum()) == 1
 
     @pytest.mark.parametrize("positions", [(0, 1, 2), (1, 2), (2,)])
     def test_a_lookups_gradient_sums_over_all_who_looked(positions):

@@ -119,7 +119,7 @@ def _rows_from_pairs(
 @triton.jit
 def _values_by_token(
     upstream, pattern, order, first, last, out, B, C, T: tl.constexpr, P: tl.constexpr, H: tl.constexpr,
-    K: tl.constexpr, WP: tl.constexpr, HELD: tl.constexpr,
+    HP: tl.constexpr, K: tl.constexpr, HELD: tl.constexpr,
 ):  # fmt: skip
     """One chunk of one position: the gradient of its row's value."""
     t = tl.program_id(1)
@@ -128,22 +128,20 @@ def _values_by_token(
     chunk = at * C + tl.program_id(0)
     begin = tl.load(first + chunk)
     end = tl.load(last + chunk)
-    D: tl.constexpr = H * K
-    unit = tl.arange(0, WP)
-    head = tl.minimum(unit // K, H - 1)
+    h = tl.arange(0, HP)
+    unit = h[:, None] * K + tl.arange(0, K)[None, :]
     if begin < end:
-        total = tl.zeros((WP,), tl.float32)
+        total = tl.zeros((HELD, HP, K), tl.float32)
         for start in range(begin, end, HELD):
             i = start + tl.arange(0, HELD)
             b = m * B + tl.load(order + at * B + i, mask=i < end, other=0)
-            wide = (i < end)[:, None] & (unit < D)[None, :]
+            there = (i < end)[:, None] & (h < H)[None, :]
             for p in tl.static_range(P):
-                weight = tl.load(
-                    pattern + ((b[:, None] * H + head[None, :]) * P + p) * T + t, mask=wide, other=0.0
-                )
-                d_mixed = tl.load(upstream + (b * P + p)[:, None] * D + unit[None, :], mask=wide, other=0.0)
-                total += tl.sum(weight * d_mixed, axis=0)
-        tl.store(out + chunk * D + unit, total, mask=unit < D)
+                place = pattern + ((b[:, None] * H + h[None, :]) * P + p) * T + t
+                weight = tl.load(place, mask=there, other=0.0)
+                row = upstream + (b * P + p)[:, None, None] * (H * K) + unit[None]
+                total += weight[:, :, None] * tl.load(row, mask=there[:, :, None], other=0.0)
+        tl.store(out + chunk * (H * K) + unit, tl.sum(total, axis=0), mask=(h < H)[:, None])
 
 
 @triton.jit
@@ -266,7 +264,7 @@ class _Attend(torch.autograd.Function):
         partial = projected.new_empty(models, of["T"], count, d_model)
         _values_by_token[(count, of["T"], models)](
             upstream, pattern, ctx.by.order, ctx.by.first, ctx.by.last, partial, batch, count, T=of["T"], P=of["P"],
-            H=of["H"], K=of["K"], WP=triton.next_power_of_2(d_model), HELD=16, num_warps=2,
+            H=of["H"], HP=triton.next_power_of_2(of["H"]), K=of["K"], HELD=8, num_warps=1,
         )  # fmt: skip
         add_chunks(partial, ctx.by.chunks, 0, d_projected[..., 2 * d_model :].unflatten(1, (of["T"], -1)))
         return d_projected, *(None,) * 6

@@ -1,6 +1,10 @@
-"""Unembedding and cross-entropy over few classes: logits are written, read, and overwritten by their gradient.
+"""Unembedding and cross-entropy over few classes.
 
-The classes are padded to a multiple of eight, which the vendor's products want.
+Where products may round their factors to ten bits of mantissa and the unembedding fits a program, logits are never
+written: a program computes those of a few tokens at a time and goes on to their loss. Going back it computes them
+again, and takes their gradient on to the stream's and to its share of the unembedding's. How fp16 takes TF32's place
+is told in `grouped`; the stream is kept in fp16 for the way back. Elsewhere logits are written, read, and overwritten
+by their gradient; the classes are padded to a multiple of eight, which the vendor's products want.
 """
 
 from __future__ import annotations
@@ -14,7 +18,72 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparsity_moves.kernels.triton.linear import summed_product
+from sparsity_moves.kernels.triton.grouped import _magnified
+from sparsity_moves.kernels.triton.linear import PROGRAMS, WIDEST, halved, summed_product
+
+
+@triton.jit
+def _below_largest(tile, unembed, C: tl.constexpr, CP: tl.constexpr):
+    """Each token's logits less the largest of them; of classes that there are not, -inf."""
+    logits = tl.where((tl.arange(0, CP) < C)[None, :], tl.dot(tile, unembed), -float("inf"))
+    return logits - tl.max(logits, axis=1)[:, None]
+
+
+@triton.jit
+def _loss(
+    x, unembed, targets, rounded, out, N, chunk, D: tl.constexpr, DP: tl.constexpr, C: tl.constexpr, CP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The losses of a chunk of tokens, and their x in fp16."""
+    m = tl.program_id(1).to(tl.int64)
+    d, c = tl.arange(0, DP), tl.arange(0, CP)
+    sides = (d < D)[:, None] & (c < C)[None, :]
+    into = tl.load(unembed + (m * D + d)[:, None] * C + c[None, :], mask=sides, other=0.0).to(tl.float16)
+    n = tl.arange(0, BLOCK)
+    place = n[:, None] * D + d[None, :]
+    begin = tl.program_id(0) * chunk
+    for start in range(begin, tl.minimum(begin + chunk, N), BLOCK):
+        at = m * N + start
+        here = start + n < N
+        wide = here[:, None] & (d < D)[None, :]
+        tile = tl.load(x + at * D + place, mask=wide, other=0.0).to(tl.float16)
+        target = tl.load(targets + at + n, mask=here, other=0)
+        tl.store(rounded + at * D + place, tile, mask=wide)
+        below = _below_largest(tile, into, C, CP)
+        right = tl.sum(tl.where(c[None, :] == target[:, None], below, 0.0), axis=1)
+        tl.store(out + at + n, tl.log(tl.sum(tl.exp(below), axis=1)) - right, mask=here)
+
+
+@triton.jit
+def _loss_backward(
+    rounded, unembed, targets, upstream, d_x, d_unembed, N, chunk, D: tl.constexpr, DP: tl.constexpr, C: tl.constexpr,
+    CP: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The stream's gradient at a chunk of tokens, and their part of the unembedding's."""
+    m = tl.program_id(1).to(tl.int64)
+    d, c = tl.arange(0, DP), tl.arange(0, CP)
+    sides = (d < D)[:, None] & (c < C)[None, :]
+    into = tl.load(unembed + (m * D + d)[:, None] * C + c[None, :], mask=sides, other=0.0).to(tl.float16)
+    n = tl.arange(0, BLOCK)
+    place = n[:, None] * D + d[None, :]
+    total = tl.zeros((DP, CP), tl.float32)
+    begin = tl.program_id(0) * chunk
+    for start in range(begin, tl.minimum(begin + chunk, N), BLOCK):
+        at = m * N + start
+        here = start + n < N
+        wide = here[:, None] & (d < D)[None, :]
+        tile = tl.load(rounded + at * D + place, mask=wide, other=0.0)
+        target = tl.load(targets + at + n, mask=here, other=0)
+        weight = tl.load(upstream + at + n, mask=here, other=0.0)
+        # The sum's logarithm, as large as the logits, would keep too few digits of what a sure answer leaves.
+        exponentials = tl.exp(_below_largest(tile, into, C, CP))
+        d_logits = exponentials * (weight / tl.sum(exponentials, axis=1))[:, None]
+        d_logits = tl.where(c[None, :] == target[:, None], d_logits - weight[:, None], d_logits)
+        d_half, unscale = _magnified(d_logits)
+        tl.store(d_x + at * D + place, tl.dot(d_half, tl.trans(into)) * unscale, mask=wide)
+        total += tl.dot(tl.trans(tile), d_half) * unscale
+    part = m * tl.num_programs(0) + tl.program_id(0)
+    tl.store(d_unembed + (part * D + d)[:, None] * C + c[None, :], total, mask=sides)
 
 
 @triton.jit
@@ -52,6 +121,39 @@ def _entropy_backward(
     tl.store(place, p, mask=(n < N)[:, None] & (c < STRIDE)[None, :])
 
 
+class _Unwritten(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, unembed: Tensor, targets: Tensor) -> Tensor:
+        models, tokens, width = x.shape
+        classes = unembed.shape[-1]
+        rows, columns = (max(16, triton.next_power_of_2(size)) for size in (width, classes))
+        # Four warps hold the gradient of half the widest matrix, and take 64 tokens at once.
+        block, warps = (64, 4) if rows * columns <= 64 * 128 else (128, 8)
+        parts = max(1, min(triton.cdiv(tokens, block), PROGRAMS * 8 // warps // models))
+        chunk = triton.cdiv(triton.cdiv(tokens, parts), block) * block
+        ctx.grid, ctx.chunk = (triton.cdiv(tokens, chunk), models), chunk
+        ctx.settings = {
+            "D": width, "DP": rows, "C": classes, "CP": columns, "BLOCK": block, "num_warps": warps,
+            "num_stages": 2,
+        }  # fmt: skip
+        out, rounded = x.new_empty(models, tokens), torch.empty_like(x, dtype=torch.float16)
+        _loss[ctx.grid](x, unembed, targets, rounded, out, tokens, chunk, **ctx.settings)
+        ctx.save_for_backward(rounded, unembed, targets)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        rounded, unembed, targets = ctx.saved_tensors
+        parts, models = ctx.grid
+        d_x = unembed.new_empty(rounded.shape)
+        d_unembed = unembed.new_empty(models, parts, *unembed.shape[1:])
+        _loss_backward[ctx.grid](
+            rounded, unembed, targets, gradients[0].contiguous(), d_x, d_unembed, rounded.shape[1], ctx.chunk,
+            **ctx.settings,
+        )  # fmt: skip
+        return d_x, d_unembed.sum(1), None
+
+
 class _Entropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, unembed: Tensor, targets: Tensor) -> Tensor:
@@ -82,5 +184,10 @@ def cross_entropy(
     x: Float[Tensor, "M B R D"], unembed: Float[Tensor, "M D C"], targets: Int[Tensor, "M B R"]
 ) -> Float[Tensor, "M B R"]:
     """-log softmax(x @ unembed)[target] of every answer. Its gradient can be taken once."""
-    out: Tensor = _Entropy.apply(x, unembed, targets)
-    return out
+    if halved() and max(unembed.shape[1:]) <= WIDEST:
+        out: Tensor = _Unwritten.apply(
+            x.flatten(1, 2).contiguous(), unembed.contiguous(), targets.flatten(1).contiguous()
+        )
+        return out.view(targets.shape)
+    written: Tensor = _Entropy.apply(x, unembed, targets)
+    return written
