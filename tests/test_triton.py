@@ -34,7 +34,7 @@ else:
     import triton.language as tl
 
     from sparsity_moves.kernels import triton as kernels
-    from sparsity_moves.kernels.triton import grouped, loss
+    from sparsity_moves.kernels.triton import grouped
     from sparsity_moves.model import REFERENCE, forward, stack
     from sparsity_moves.model.attention import rows
     from sparsity_moves.model.feedforward import combine, hidden_units
@@ -43,6 +43,7 @@ else:
     from sparsity_moves.tasks import generator, stacked
     from sparsity_moves.training.precision import products
 
+    LINEAR = sys.modules["sparsity_moves.kernels.triton.linear"]  # its function has the same name
     FEW = ARMS if DEVICE == "cuda" else ("dense", "glu", "moe", "moe_switch", "moe_top2", "moe_hash_context")
     CASES = [
         *((name, "add7", {}) for name in ARMS),
@@ -292,24 +293,28 @@ else:
     @pytest.mark.parametrize(
         ("inputs", "outputs"), [(16, 16), (32, 32), (64, 64), (128, 128), (40, 24), (256, 256)]
     )
-    def test_a_linear_map_onto_a_stream(inputs, outputs, biased, added):
-        """Ten bits, and fp32's; chunks that are full and one that is not."""
+    def test_a_linear_map_onto_a_stream(inputs, outputs, biased, added, monkeypatch):
+        """Ten bits, and fp32's; chunks that are full and one that is not; gradients of any size, and a program that
+        sums those of one chunk or of several."""
         source = generator(0, "linear")
         x = torch.randn(2, 150, inputs, generator=source).to(DEVICE).requires_grad_()
         weight = torch.randn(2, inputs, outputs, generator=source).to(DEVICE).requires_grad_()
         bias = torch.randn(2, outputs, generator=source).to(DEVICE).requires_grad_() if biased else None
         onto = torch.randn(2, 150, outputs, generator=source).to(DEVICE).requires_grad_() if added else None
-        upstream = torch.randn(2, 150, outputs, generator=source).to(DEVICE)
+        upstream = torch.randn(2, 150, outputs, generator=source).to(DEVICE) * 1e-9
+        upstream[:, 60:] *= 1e-5
         given = [t for t in (x, weight, bias, onto) if t is not None]
         expected = x @ weight + (0 if bias is None else bias[:, None]) + (0 if onto is None else onto)
         wanted = torch.autograd.grad(expected, given, upstream)
-        for rounding, within in (("fp32", 2e-6), ("tf32", 4e-3)):
+        for rounding, programs, within in (("fp32", 264, 2e-6), ("tf32", 264, 4e-3), ("tf32", 1, 4e-3)):
+            monkeypatch.setattr(LINEAR, "PROGRAMS", programs)
             with products(rounding):
                 found = kernels.KERNELS.linear(x, weight, bias, onto)
                 got = torch.autograd.grad(found, given, upstream)
             close(found, expected, "output", within)
             for ours, theirs in zip(got, wanted, strict=True):
                 close(ours, theirs, "gradient", within)
+            close(got[0][:, 70:], wanted[0][:, 70:], "gradient where it is small", within)
 
     @pytest.mark.parametrize("sure", [1.0, 8.0], ids=["unsure", "sure"])
     @pytest.mark.parametrize(("rounding", "within"), [("fp32", 2e-5), ("tf32", 4e-3)], ids=["fp32", "tf32"])
@@ -341,7 +346,7 @@ else:
     @pytest.mark.parametrize(("width", "classes"), [(32, 12), (40, 7), (128, 114), (16, 128)])
     def test_cross_entropy_in_ten_bits_has_gradients_of_any_size(width, classes, size, programs, monkeypatch):
         """They differ from token to token and from block to block of them; a program takes one block or several."""
-        monkeypatch.setattr(loss, "PROGRAMS", programs)
+        monkeypatch.setattr(LINEAR, "PROGRAMS", programs)
         source = generator(1, "entropy")
         x = torch.randn(2, 150, 2, width, generator=source).to(DEVICE).requires_grad_()
         unembed = (

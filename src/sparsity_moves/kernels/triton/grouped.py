@@ -24,15 +24,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparsity_moves.kernels.triton.feedforward import CODES, _phi, _phi_slope, masked
-from sparsity_moves.kernels.triton.linear import PROGRAMS, halved, precision
+from sparsity_moves.kernels.triton.linear import LARGEST, PROGRAMS, _magnified, halved, precision
 from sparsity_moves.kernels.triton.segments import add_chunks
 from sparsity_moves.model.architecture import FeedForward, Parameters
 from sparsity_moves.model.routing import Routing
 
 TILE = 128
 """Rows and columns of a matrix's gradient that a program sums."""
-LARGEST = tl.constexpr(64.0)
-"""Between this and half of it lies the largest gradient of a chunk in fp16."""
 MOST = tl.constexpr(32768.0)
 """Up to this, numbers go to fp16 as they are; its own largest is 65,504."""
 
@@ -140,16 +138,6 @@ def _bent(x, ACT: tl.constexpr, HALF: tl.constexpr):
     else:
         y, slope = _phi(x, ACT), _phi_slope(x, ACT)
     return y, slope
-
-
-@triton.jit
-def _magnified(d):
-    """Gradients in fp16, the largest of them brought near `LARGEST`, and the power of two that undoes it."""
-    largest = tl.max(tl.abs(d))
-    # Where the largest is next to nothing, the power that brings it to LARGEST would be infinite.
-    power = tl.minimum(tl.floor(-tl.log2(largest / LARGEST)), 100.0)
-    scale = tl.where(largest > 0, tl.exp2(power), 1.0)
-    return (d * scale).to(tl.float16), 1.0 / scale
 
 
 @triton.jit

@@ -18,8 +18,7 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparsity_moves.kernels.triton.grouped import _magnified
-from sparsity_moves.kernels.triton.linear import PROGRAMS, WIDEST, halved, summed_product
+from sparsity_moves.kernels.triton.linear import WIDEST, _magnified, halved, padded, runs, summed_product
 
 
 @triton.jit
@@ -126,18 +125,11 @@ class _Unwritten(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, unembed: Tensor, targets: Tensor) -> Tensor:
         models, tokens, width = x.shape
         classes = unembed.shape[-1]
-        rows, columns = (max(16, triton.next_power_of_2(size)) for size in (width, classes))
-        # Four warps hold the gradient of half the widest matrix, and take 64 tokens at once.
-        block, warps = (64, 4) if rows * columns <= 64 * 128 else (128, 8)
-        parts = max(1, min(triton.cdiv(tokens, block), PROGRAMS * 8 // warps // models))
-        chunk = triton.cdiv(triton.cdiv(tokens, parts), block) * block
-        ctx.grid, ctx.chunk = (triton.cdiv(tokens, chunk), models), chunk
-        ctx.settings = {
-            "D": width, "DP": rows, "C": classes, "CP": columns, "BLOCK": block, "num_warps": warps,
-            "num_stages": 2,
-        }  # fmt: skip
+        ctx.grid, ctx.chunk, sizes = runs(models, tokens, width, classes)
+        rows, columns = padded(width), padded(classes)
+        ctx.settings = {"D": width, "DP": rows, "C": classes, "CP": columns, **sizes}
         out, rounded = x.new_empty(models, tokens), torch.empty_like(x, dtype=torch.float16)
-        _loss[ctx.grid](x, unembed, targets, rounded, out, tokens, chunk, **ctx.settings)
+        _loss[ctx.grid](x, unembed, targets, rounded, out, tokens, ctx.chunk, **ctx.settings)
         ctx.save_for_backward(rounded, unembed, targets)
         return out
 
