@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sparsity_moves.kernels.triton.attention import _attend, _keys_and_values, _pattern, _query
 from sparsity_moves.kernels.triton.linear import precision
+from sparsity_moves.kernels.triton.routing import same_for_all
 from sparsity_moves.kernels.triton.segments import Segments, add_chunks
 
 SEQUENCES = 1024
@@ -371,6 +372,7 @@ def _glance_backward(
     K: tl.constexpr,
     E: tl.constexpr,
     EP: tl.constexpr,
+    EVEN: tl.constexpr,
     CAUSAL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -382,7 +384,10 @@ def _glance_backward(
     valid = (b < B)[:, None] & (e < E)[None, :]
     place = ((m * B + b) * P + p)[:, None] * E + e[None, :]
     probability = tl.load(probabilities + place, mask=valid, other=0.0)
-    d = tl.load(d_probabilities + place, mask=valid, other=0.0)
+    if EVEN:
+        d = tl.load(d_probabilities + m * E + e, mask=e < E, other=0.0)[None, :]
+    else:
+        d = tl.load(d_probabilities + place, mask=valid, other=0.0)
     d = probability * (d - tl.sum(probability * d, axis=1)[:, None])
     tl.store(d_said + place, d, mask=valid)
     for head in range(H):
@@ -434,9 +439,10 @@ class _Glance(torch.autograd.Function):
         d_said = torch.empty_like(probabilities)
         pattern = projected.new_empty(models, batch, of["H"], of["P"], of["T"])
         d_scores = torch.empty_like(pattern)
+        d_probabilities, even = same_for_all(gradients[0])
         _glance_backward[ctx.grid](
-            projected, values, index, probabilities, gradients[0].contiguous(), d_said, pattern, d_scores,
-            batch, rows, 1 / math.sqrt(of["K"]), **of, **ctx.more,
+            projected, values, index, probabilities, d_probabilities, d_said, pattern, d_scores, batch, rows,
+            1 / math.sqrt(of["K"]), **of, **ctx.more, EVEN=even,
         )  # fmt: skip
         d_projected = torch.zeros_like(projected)
         _queries_and_keys(projected, d_scores, ctx.by, of, ctx.more["CAUSAL"], d_projected)
