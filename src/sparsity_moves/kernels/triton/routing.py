@@ -185,9 +185,13 @@ class _Route(torch.autograd.Function):
         scored = d_p is not None or d_g is not None
         gate = PLAIN if d_g is None else ctx.gate  # then only the balance loss is heard
         d_p, even = (x.new_zeros(models, router.shape[2]), True) if d_p is None else same_for_all(d_p)
-        of, tokens = ctx.settings, ctx.tokens
-        parts = max(1, min(triton.cdiv(tokens, 2 * of["BLOCK"]), 1056 // models))
-        chunk = triton.cdiv(triton.cdiv(tokens, parts), of["BLOCK"]) * of["BLOCK"]
+        tokens = ctx.tokens
+        # Tiles half as tall as on the way there, of which one is loaded while another is worked on: three programs
+        # then share a multiprocessor.
+        block = ctx.settings["BLOCK"] // 2
+        of = ctx.settings | {"BLOCK": block}
+        parts = max(1, min(triton.cdiv(tokens, 4 * block), 1056 // models))
+        chunk = triton.cdiv(triton.cdiv(tokens, parts), block) * block
         parts = triton.cdiv(tokens, chunk)
         d_x = torch.empty_like(x)
         d_router = x.new_empty(models, parts, *router.shape[1:])
@@ -209,6 +213,7 @@ class _Route(torch.autograd.Function):
             SCORED=scored,
             EVEN=even,
             CHUNK=chunk,
+            num_stages=2,
             **of,
         )
         return d_x, d_router.sum(1) if scored else None, None, None, None, None
