@@ -74,7 +74,8 @@ def main() -> None:
         ]:
             with products(spec.precision):
                 trace = forward(spec.architecture, p, tokens, balance_positions=positions, kernels=form)
-                kernels.cross_entropy(trace.final, trace.unembed, targets).mean().backward()
+                loss = kernels.cross_entropy(trace.final, trace.unembed, targets).mean() + trace.balance.sum()
+                loss.backward()
     print(json.dumps(asked))
 
 

@@ -35,10 +35,11 @@ else:
 
     from sparsity_moves.kernels import triton as kernels
     from sparsity_moves.kernels.triton import grouped
+    from sparsity_moves.kernels.triton.routing import same_for_all
     from sparsity_moves.model import REFERENCE, forward, stack
-    from sparsity_moves.model.attention import rows
+    from sparsity_moves.model.attention import attend_by_table, rows
     from sparsity_moves.model.feedforward import combine, hidden_units
-    from sparsity_moves.model.routing import Routing, by_score
+    from sparsity_moves.model.routing import Routing, balance_loss, by_score
     from sparsity_moves.studies import ARMS, arm
     from sparsity_moves.tasks import generator, stacked
     from sparsity_moves.training.precision import products
@@ -431,6 +432,55 @@ else:
         assert torch.isnan(found[0][met]).all()
         close(found[0][~met], whole[0][~met], "sequences without it")  # other tokens stand beside theirs
         assert torch.equal(found[1], whole[1])
+
+    @pytest.mark.parametrize("name", ["moe", "moe_switch", "moe_top2"])
+    @pytest.mark.parametrize("positions", [1, 3])
+    def test_a_balance_losss_gradient_is_one_row_a_model_and_gives_what_it_would_written_out(name, positions):
+        spec = arm(name, "smoke", "modular_addition", 0)
+        ffn, held, source = spec.architecture.ffn, tuple(range(positions)), generator(7, "balance")
+        router = torch.randn(2, spec.d_model, ffn.experts, generator=source).to(DEVICE).requires_grad_()
+        x = torch.randn(2, 50, positions, spec.d_model, generator=source).to(DEVICE).requires_grad_()
+        d_gates = torch.randn(2, 50, positions, ffn.experts, generator=source).to(DEVICE)
+        routing, _ = kernels.route(ffn, router, x, held, held)
+        loss = balance_loss(ffn, routing)
+        weight = torch.tensor([1.0, -2.0], device=DEVICE)
+        (even,) = torch.autograd.grad(loss, routing.probabilities, weight, retain_graph=True)
+        written = even.contiguous()
+        assert [same_for_all(d)[1] for d in (even, written)] == [True, False]
+        given = [t for t in (routing.probabilities, routing.gates) if t.requires_grad]
+        ours, theirs = (
+            torch.autograd.grad(given, [x, router], [d, d_gates][: len(given)], retain_graph=True)
+            for d in (even, written)
+        )
+        assert all(map(torch.equal, ours, theirs))
+
+    @pytest.mark.parametrize("causal", [False, True], ids=["seeing all", "causal"])
+    @pytest.mark.parametrize("positions", [(0, 1), (1,), (0, 1, 2)])
+    def test_a_glance_is_what_a_router_would_make_of_the_stream_there(positions, causal):
+        """Its probabilities, its choices and all its gradients, written out or not."""
+        spec = arm("moe_top2", "smoke", "modular_addition", 0)
+        ffn, heads, source = spec.architecture.ffn, spec.architecture.heads, generator(8, "glance")
+        tokens = torch.randint(9, (2, 150, 3), generator=source).to(DEVICE)
+        index = tokens + 11 * torch.arange(3, device=DEVICE)
+        shapes = ((33, 3 * spec.d_model), (33, ffn.experts), (spec.d_model, ffn.experts))
+        given = [torch.randn(2, *s, generator=source).to(DEVICE).requires_grad_() for s in shapes]
+        asking = index[:, :, list(positions)]
+        mixed, _ = attend_by_table(given[0], heads, asking, index, causal)
+        expected = (
+            rows(given[1], asking)
+            + torch.einsum("mbphk,mhke->mbpe", mixed, given[2].unflatten(1, (heads, -1)))
+        ).softmax(-1)
+        glance = kernels.fixed(tokens, 11).glance
+        found, chosen = glance(*given, index, positions=positions, heads=heads, causal=causal, top_k=2)
+        close(found, expected, "probabilities")
+        assert torch.equal(chosen, torch.zeros_like(found).scatter(-1, found.topk(2).indices, 1.0))
+        row = torch.randn(2, 1, 1, ffn.experts, generator=source).to(DEVICE)
+        for upstream in (row.expand_as(found), row * found.detach()):
+            got, wanted = (
+                torch.autograd.grad(y, given, upstream, retain_graph=True) for y in (found, expected)
+            )
+            for what, ours, theirs in zip(("projected", "own", "reading"), got, wanted, strict=True):
+                close(ours, theirs, what)
 
     def test_of_equal_scores_the_first_expert_is_taken():
         spec = arm("moe_top2", "smoke", "add7", 0)

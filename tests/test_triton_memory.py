@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ SHARED = 227 * 1024
 """Bytes of shared memory that one program may have on compute capability 9.0 (CUDA C++ programming guide)."""
 
 
+@cache
 def asked(*arguments: str) -> dict[str, int]:
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name("compiled.py"), *arguments],
@@ -32,6 +34,11 @@ def test_every_kernel_fits_a_multiprocessors_shared_memory():
     assert {"_weights_backward", "_rows_from_pairs", "_glance", "_walk", "_open_backward"} <= set(found)
     assert {"_map", "_map_backward", "_round", "_loss", "_loss_backward"} <= set(found)
     assert {name: bytes_ for name, bytes_ in found.items() if bytes_ > SHARED} == {}
+
+
+def test_three_programs_of_a_routers_gradient_fit_a_multiprocessor():
+    """Each takes a kilobyte for itself."""
+    assert 3 * (asked()["_route_backward"] + 1024) <= SHARED + 1024
 
 
 def test_a_kernel_that_does_not_is_seen():

@@ -8,6 +8,7 @@ Hash routing never looks at the residual stream: `hash` sends a token by its sym
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -38,12 +39,6 @@ class Routing(NamedTuple):
     def at(self, wanted: tuple[int, ...], held: tuple[int, ...]) -> Routing:
         """The same at some of the positions held."""
         return Routing(*(None if x is None else pick(x, wanted, held) for x in self))  # type: ignore[arg-type]
-
-    def and_at(self, probabilities: Float[Tensor, "M B P E"], chosen: Float[Tensor, "M B P E"]) -> Routing:
-        """With more positions, of which the gates are not wanted."""
-        assert self.probabilities is not None, "only a router has probabilities"
-        together = torch.cat([self.chosen, chosen], 2)
-        return Routing(together, together, torch.cat([self.probabilities, probabilities], 2))
 
 
 def by_score(ffn: FeedForward, router: Float[Tensor, "M D E"], x: Float[Tensor, "M B R D"]) -> Routing:
@@ -89,12 +84,19 @@ def by_hash(
     return Routing(gates, gates, None)
 
 
-def balance_loss(ffn: FeedForward, routing: Routing) -> Float[Tensor, " M"]:
-    """E · Σ_i f_i P_i over the tokens routed (Fedus et al. 2021, eq. 4): 1 when the load is even.
+def balance_loss(ffn: FeedForward, *routings: Routing) -> Float[Tensor, " M"]:
+    """E · Σ_i f_i P_i over the tokens of all routings (Fedus et al. 2021, eq. 4): 1 when the load is even.
 
     f_i is the share of assignments (k a token) that expert i gets, without gradient; P_i its mean probability.
+    Each routing is summed by itself: all tokens of a model have one gradient, which autograd then never writes out.
     """
-    if routing.probabilities is None:
-        return routing.gates.new_zeros(len(routing.gates))
-    load = routing.chosen.mean((1, 2)) / ffn.top_k
-    return ffn.experts * (load * routing.probabilities.mean((1, 2))).sum(-1)
+    probabilities = [routing.probabilities for routing in routings if routing.probabilities is not None]
+    if not probabilities:
+        return routings[0].gates.new_zeros(len(routings[0].gates))
+
+    def mean(parts: list[Tensor]) -> Float[Tensor, "M E"]:
+        tokens = sum(part[0, ..., 0].numel() for part in parts)
+        return reduce(torch.add, (part.sum((1, 2)) for part in parts)) / tokens
+
+    load = mean([routing.chosen for routing in routings]) / ffn.top_k
+    return ffn.experts * (load * mean(probabilities)).sum(-1)

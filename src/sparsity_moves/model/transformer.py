@@ -239,16 +239,16 @@ def forward(
             answering = pick(stream, answer, needed)
         if routing is not None:
             if balance_positions:
-                seen_by_router = routing.at(streamed, needed)
+                seen_by_router = [routing.at(streamed, needed)]
                 if glanced and kernels.glance is not None:
                     router = p[name + "ffn.router"]
                     own, reading = (table + out[1][:, None]) @ router, out[0] @ router
-                    told = kernels.glance(
+                    probabilities, chosen = kernels.glance(
                         projected, own, reading, index, positions=glanced, heads=architecture.heads,
                         causal=task.causal, top_k=ffn.top_k,
                     )  # fmt: skip
-                    seen_by_router = seen_by_router.and_at(*told)
-                balance = balance + balance_loss(ffn, seen_by_router)
+                    seen_by_router.append(Routing(chosen, chosen, probabilities))
+                balance = balance + balance_loss(ffn, *seen_by_router)
             routing = routing.at(answer, needed)
             routing = routing._replace(gates=edited(name + "gates", routing.gates))
         residual = answering if plain else pick(residual, answer, needed)

@@ -3,7 +3,8 @@
 Going back, one pass gives the weights and the gradients of the scores, a few numbers a sequence; a second goes
 through the sequences in the order of their tokens and adds up the rows' gradients, which are never written out.
 `glance` reads from the same pattern what a router would make of positions that nobody answers at: all it needs
-of a value there is its product with the router, a number an expert, so the stream there is not computed at all.
+of a value there is its product with the router, a number an expert, so the stream there is not computed at all;
+and of a query and a key their score, which stands in a table.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from sparsity_moves.kernels.triton.attention import _attend, _keys_and_values, _pattern, _query
 from sparsity_moves.kernels.triton.linear import precision
+from sparsity_moves.kernels.triton.routing import same_for_all
 from sparsity_moves.kernels.triton.segments import Segments, add_chunks
 
 SEQUENCES = 1024
@@ -284,42 +286,65 @@ def attend(
 
 
 @triton.jit
+def _said(
+    values, seen, there, H: tl.constexpr, HP: tl.constexpr, E: tl.constexpr, EP: tl.constexpr,
+):  # fmt: skip
+    """What the heads' values of the rows seen, (BLOCK, TP), say to the router: (BLOCK, HP, TP, EP)."""
+    h = tl.arange(0, HP)[None, :, None, None]
+    e = tl.arange(0, EP)[None, None, None, :]
+    place = values + (seen[:, None, :, None] * H + h) * E + e
+    return tl.load(place, mask=there[:, None, :, None] & (h < H) & (e < E), other=0.0)
+
+
+@triton.jit
 def _glance(
-    projected,
+    scores,
     values,
     own,
     index,
+    pattern,
     probabilities,
     chosen,
     B,
     rows,
     scale,
-    T: tl.constexpr,
-    TP: tl.constexpr,
     START: tl.constexpr,
-    P: tl.constexpr,
-    H: tl.constexpr,
-    K: tl.constexpr,
-    E: tl.constexpr,
-    EP: tl.constexpr,
     TOP: tl.constexpr,
     CAUSAL: tl.constexpr,
+    T: tl.constexpr,
+    TP: tl.constexpr,
+    P: tl.constexpr,
+    H: tl.constexpr,
+    HP: tl.constexpr,
+    E: tl.constexpr,
+    EP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    m = tl.program_id(2).to(tl.int64)
-    p = tl.program_id(1)
-    b = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    e = tl.arange(0, EP)
-    here = b < B
-    row = m * rows + tl.load(index + (m * B + b) * T + START + p, mask=here, other=0)
+    """A few positions of sequences, with all heads: weights (M, B, H, P, T), probabilities and choices."""
+    m = tl.program_id(1).to(tl.int64)
+    n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    b = m * B + n // P
+    p = n % P
+    t, h, e = tl.arange(0, TP), tl.arange(0, HP), tl.arange(0, EP)
+    here = n < B * P
+    there = here[:, None] & (t < T)[None, :]
+    seen = tl.load(index + b[:, None] * T + t[None, :], mask=there, other=0)
+    asking = tl.load(index + b * T + START + p, mask=here, other=0)
+    query = (m * H + h)[None, :] * (rows // T * P) + (asking - rows // T * START)[:, None]
+    inside = there[:, None, :] & (h < H)[None, :, None]
+    score = tl.load(scores + query[:, :, None] * rows + seen[:, None, :], mask=inside, other=0.0) * scale
+    hidden = (t >= T)[None, :]
+    if CAUSAL:
+        hidden = hidden | (t[None, :] > START + p[:, None])
+    score = tl.where(hidden[:, None, :], -float("inf"), score)
+    weights = tl.exp(score - tl.max(score, axis=2)[:, :, None])
+    weights = weights / tl.sum(weights, axis=2)[:, :, None]
+    place = ((b[:, None] * H + h[None, :]) * P + p[:, None])[:, :, None] * T + t[None, None, :]
+    tl.store(pattern + place, weights, mask=inside)
+    said = _said(values, m * rows + seen, there, H, HP, E, EP)
     valid = here[:, None] & (e < E)[None, :]
-    s = tl.load(own + row[:, None] * E + e[None, :], mask=valid, other=0.0)
-    for head in range(H):
-        query = _query(projected, index, B, rows, b, m, head, START + p, T, H, K, True)
-        keys, _, _ = _keys_and_values(projected, index, B, rows, b, m, head, T, TP, H, K, True)
-        pattern = _pattern(query, keys, START + p, scale, T, TP, CAUSAL)
-        said = _said(values, index, B, rows, b, m, head, T, TP, H, E, EP)
-        s += tl.sum(pattern[:, :, None] * said, axis=1)
+    s = tl.load(own + (m * rows + asking)[:, None] * E + e[None, :], mask=valid, other=0.0)
+    s += tl.sum(tl.sum(weights[:, :, :, None] * said, axis=2), axis=1)
     s = tl.where((e < E)[None, :], s, -float("inf"))
     exponentials = tl.exp(s - tl.max(s, axis=1)[:, None])
     left = tl.where(s == s, s, 0.0)  # as in `routing`
@@ -329,70 +354,58 @@ def _glance(
         is_best = e[None, :] == best[:, None]
         picked = tl.where(is_best, 1.0, picked)
         left = tl.where(is_best, -float("inf"), left)
-    place = ((m * B + b) * P + p)[:, None] * E + e[None, :]
-    tl.store(probabilities + place, exponentials / tl.sum(exponentials, axis=1)[:, None], mask=valid)
-    tl.store(chosen + place, picked, mask=valid)
-
-
-@triton.jit
-def _said(
-    values, index, B, rows, b, m, head, T: tl.constexpr, TP: tl.constexpr, H: tl.constexpr, E: tl.constexpr,
-    EP: tl.constexpr,
-):  # fmt: skip
-    """What the head's values say to the router: (BLOCK, TP, EP)."""
-    t = tl.arange(0, TP)
-    e = tl.arange(0, EP)
-    there = (b < B)[:, None] & (t < T)[None, :]
-    row = m * rows + tl.load(index + (m * B + b[:, None]) * T + t[None, :], mask=there, other=0)
-    place = values + row[:, :, None] * (H * E) + head * E + e[None, None, :]
-    return tl.load(place, mask=there[:, :, None] & (e < E)[None, None, :], other=0.0)
+    to = (b * P + p)[:, None] * E + e[None, :]
+    tl.store(probabilities + to, exponentials / tl.sum(exponentials, axis=1)[:, None], mask=valid)
+    tl.store(chosen + to, picked, mask=valid)
 
 
 @triton.jit
 def _glance_backward(
-    projected,
     values,
     index,
+    pattern,
     probabilities,
     d_probabilities,
     d_said,
-    pattern_out,
-    d_scores_out,
+    d_scores,
     B,
     rows,
     scale,
+    EVEN: tl.constexpr,
     T: tl.constexpr,
     TP: tl.constexpr,
-    START: tl.constexpr,
     P: tl.constexpr,
     H: tl.constexpr,
-    K: tl.constexpr,
+    HP: tl.constexpr,
     E: tl.constexpr,
     EP: tl.constexpr,
-    CAUSAL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    m = tl.program_id(2).to(tl.int64)
-    p = tl.program_id(1)
-    b = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    e = tl.arange(0, EP)
-    t = tl.arange(0, TP)
-    valid = (b < B)[:, None] & (e < E)[None, :]
-    place = ((m * B + b) * P + p)[:, None] * E + e[None, :]
-    probability = tl.load(probabilities + place, mask=valid, other=0.0)
-    d = tl.load(d_probabilities + place, mask=valid, other=0.0)
+    """The gradients of what is said, (M, B, P, E), and of the scores, (M, B, H, P, T)."""
+    m = tl.program_id(1).to(tl.int64)
+    n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    b = m * B + n // P
+    p = n % P
+    t, h, e = tl.arange(0, TP), tl.arange(0, HP), tl.arange(0, EP)
+    here = n < B * P
+    valid = here[:, None] & (e < E)[None, :]
+    to = (b * P + p)[:, None] * E + e[None, :]
+    probability = tl.load(probabilities + to, mask=valid, other=0.0)
+    if EVEN:
+        d = tl.load(d_probabilities + m * E + e, mask=e < E, other=0.0)[None, :]
+    else:
+        d = tl.load(d_probabilities + to, mask=valid, other=0.0)
     d = probability * (d - tl.sum(probability * d, axis=1)[:, None])
-    tl.store(d_said + place, d, mask=valid)
-    for head in range(H):
-        query = _query(projected, index, B, rows, b, m, head, START + p, T, H, K, True)
-        keys, _, there = _keys_and_values(projected, index, B, rows, b, m, head, T, TP, H, K, True)
-        pattern = _pattern(query, keys, START + p, scale, T, TP, CAUSAL)
-        said = _said(values, index, B, rows, b, m, head, T, TP, H, E, EP)
-        d_pattern = tl.sum(d[:, None, :] * said, axis=2)
-        d_scores = pattern * (d_pattern - tl.sum(pattern * d_pattern, axis=1)[:, None]) * scale
-        to = (((m * B + b) * H + head) * P + p)[:, None] * T + t[None, :]
-        tl.store(pattern_out + to, pattern, mask=there)
-        tl.store(d_scores_out + to, d_scores, mask=there)
+    tl.store(d_said + to, d, mask=valid)
+    there = here[:, None] & (t < T)[None, :]
+    seen = tl.load(index + b[:, None] * T + t[None, :], mask=there, other=0)
+    said = _said(values, m * rows + seen, there, H, HP, E, EP)
+    d_weights = tl.sum(d[:, None, None, :] * said, axis=3)
+    place = ((b[:, None] * H + h[None, :]) * P + p[:, None])[:, :, None] * T + t[None, None, :]
+    inside = there[:, None, :] & (h < H)[None, :, None]
+    weights = tl.load(pattern + place, mask=inside, other=0.0)
+    d_score = weights * (d_weights - tl.sum(weights * d_weights, axis=2)[:, :, None]) * scale
+    tl.store(d_scores + place, d_score, mask=inside)
 
 
 class _Glance(torch.autograd.Function):
@@ -405,39 +418,42 @@ class _Glance(torch.autograd.Function):
         models, rows, triple = projected.shape
         batch, length = index.shape[1:]
         width, experts = triple // 3 // heads, own.shape[-1]
-        padded = triton.next_power_of_2(length)
-        by_head = projected[..., triple // 3 * 2 :].unflatten(-1, (heads, width))  # (M, S, H, K)
-        values = torch.einsum("mshk,mhke->mshe", by_head, reading.unflatten(1, (heads, width))).contiguous()
-        ctx.of, ctx.by = _settings(length, start, positions, heads, width), by
-        block = max(1, 2048 // (padded * width))
-        ctx.more = {
-            "TP": padded, "CAUSAL": causal, "BLOCK": block, "E": experts, "EP": triton.next_power_of_2(experts)
-        }  # fmt: skip
-        ctx.grid = (triton.cdiv(batch, block), positions, models)
+        query, key, value = projected.unflatten(-1, (3, heads, width)).unbind(2)  # (M, S, H, K)
+        values = torch.einsum("mshk,mhke->mshe", value, reading.unflatten(1, (heads, width))).contiguous()
+        # A score depends on two rows alone, so there are few, and many sequences look each of them up.
+        asking = query.unflatten(1, (length, -1))[:, start : start + positions].flatten(1, 2)
+        scores = torch.einsum("mqhk,mshk->mhqs", asking, key).contiguous()
+        ctx.of, ctx.by, ctx.causal = _settings(length, start, positions, heads, width), by, causal
+        padded = {"TP": length, "HP": heads, "EP": experts}
+        padded = {name: triton.next_power_of_2(size) for name, size in padded.items()}
+        block = max(1, 4096 // math.prod(padded.values()))
+        ctx.more = {"T": length, "P": positions, "H": heads, "E": experts, "BLOCK": block, **padded}
+        ctx.grid = (triton.cdiv(batch * positions, block), models)
         probabilities = projected.new_empty(models, batch, positions, experts)
         chosen = torch.empty_like(probabilities)
-        scale = 1 / math.sqrt(width)
+        pattern = projected.new_empty(models, batch, heads, positions, length)
         _glance[ctx.grid](
-            projected, values, own, index, probabilities, chosen, batch, rows, scale, **ctx.of, **ctx.more, TOP=top_k
+            scores, values, own, index, pattern, probabilities, chosen, batch, rows, 1 / math.sqrt(width),
+            START=start, TOP=top_k, CAUSAL=causal, **ctx.more,
         )  # fmt: skip
-        ctx.save_for_backward(projected, reading, values, index, probabilities)
+        ctx.save_for_backward(projected, reading, values, index, pattern, probabilities)
         ctx.mark_non_differentiable(chosen)
         return probabilities, chosen
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        projected, reading, values, index, probabilities = ctx.saved_tensors
+        projected, reading, values, index, pattern, probabilities = ctx.saved_tensors
         models, rows, triple = projected.shape
         batch, of, experts = index.shape[1], ctx.of, ctx.more["E"]
         d_said = torch.empty_like(probabilities)
-        pattern = projected.new_empty(models, batch, of["H"], of["P"], of["T"])
         d_scores = torch.empty_like(pattern)
+        d_probabilities, even = same_for_all(gradients[0])
         _glance_backward[ctx.grid](
-            projected, values, index, probabilities, gradients[0].contiguous(), d_said, pattern, d_scores,
-            batch, rows, 1 / math.sqrt(of["K"]), **of, **ctx.more,
+            values, index, pattern, probabilities, d_probabilities, d_said, d_scores, batch, rows,
+            1 / math.sqrt(of["K"]), EVEN=even, **ctx.more,
         )  # fmt: skip
         d_projected = torch.zeros_like(projected)
-        _queries_and_keys(projected, d_scores, ctx.by, of, ctx.more["CAUSAL"], d_projected)
+        _queries_and_keys(projected, d_scores, ctx.by, of, ctx.causal, d_projected)
         count, d_model, heads, width = ctx.by.first.shape[-1], triple // 3, of["H"], of["K"]
         partial = projected.new_empty(models, of["T"], count, (heads + 1) * experts)
         _readings_by_token[(count, of["T"], models)](

@@ -91,6 +91,7 @@ def _route_backward(
     EP: tl.constexpr,
     GATE: tl.constexpr,
     SCORED: tl.constexpr,
+    EVEN: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -102,6 +103,8 @@ def _route_backward(
     map_mask = (d < D)[:, None] & (e < E)[None, :]
     weight = tl.load(router + m * (D * E) + d[:, None] * E + e[None, :], mask=map_mask, other=0.0)
     total = tl.zeros((DP, EP), tl.float32)
+    if EVEN:
+        d_everywhere = tl.load(d_probabilities + m * E + e, mask=e < E, other=0.0)[None, :]
     for start in range(0, CHUNK, BLOCK):
         n = part * CHUNK + start + tl.arange(0, BLOCK)
         here = (n < N)[:, None]
@@ -116,7 +119,7 @@ def _route_backward(
             place = (m * N + n)[:, None] * E + e[None, :]
             inside = here & (e < E)[None, :]
             p = tl.load(probabilities + place, mask=inside, other=0.0)
-            d_p = tl.load(d_probabilities + place, mask=inside, other=0.0)
+            d_p = d_everywhere if EVEN else tl.load(d_probabilities + place, mask=inside, other=0.0)
             if GATE != 0:
                 picked = tl.load(chosen + place, mask=inside, other=0.0)
                 d_g = tl.load(d_gates + place, mask=inside, other=0.0)
@@ -135,6 +138,12 @@ def _route_backward(
     if SCORED:
         place = d_router + (m * tl.num_programs(0) + part) * (D * E) + d[:, None] * E + e[None, :]
         tl.store(place, total, mask=map_mask)
+
+
+def same_for_all(gradient: Float[Tensor, "M B P E"]) -> tuple[Tensor, bool]:
+    """The gradient in memory, and whether it is one row for all tokens, (M, E), as a balance loss alone gives it."""
+    even = all(gradient.shape[dim] == 1 or gradient.stride(dim) == 0 for dim in (1, 2))
+    return (gradient[:, 0, 0] if even else gradient).contiguous(), even
 
 
 class _Route(torch.autograd.Function):
@@ -175,10 +184,14 @@ class _Route(torch.autograd.Function):
             d_answering = x.new_zeros(models, batch, ctx.answers, width)
         scored = d_p is not None or d_g is not None
         gate = PLAIN if d_g is None else ctx.gate  # then only the balance loss is heard
-        d_p = torch.zeros_like(probabilities) if d_p is None and scored else d_p
-        of, tokens = ctx.settings, ctx.tokens
-        parts = max(1, min(triton.cdiv(tokens, 2 * of["BLOCK"]), 1056 // models))
-        chunk = triton.cdiv(triton.cdiv(tokens, parts), of["BLOCK"]) * of["BLOCK"]
+        d_p, even = (x.new_zeros(models, router.shape[2]), True) if d_p is None else same_for_all(d_p)
+        tokens = ctx.tokens
+        # Tiles half as tall as on the way there, of which one is loaded while another is worked on: three programs
+        # then share a multiprocessor.
+        block = ctx.settings["BLOCK"] // 2
+        of = ctx.settings | {"BLOCK": block}
+        parts = max(1, min(triton.cdiv(tokens, 4 * block), 1056 // models))
+        chunk = triton.cdiv(triton.cdiv(tokens, parts), block) * block
         parts = triton.cdiv(tokens, chunk)
         d_x = torch.empty_like(x)
         d_router = x.new_empty(models, parts, *router.shape[1:])
@@ -187,7 +200,7 @@ class _Route(torch.autograd.Function):
             router,
             probabilities,
             chosen,
-            chosen if d_p is None else d_p.contiguous(),
+            d_p,
             chosen if d_g is None else d_g.contiguous(),
             d_answering.contiguous(),
             d_x,
@@ -198,7 +211,9 @@ class _Route(torch.autograd.Function):
             R=ctx.answers,
             GATE=gate,
             SCORED=scored,
+            EVEN=even,
             CHUNK=chunk,
+            num_stages=2,
             **of,
         )
         return d_x, d_router.sum(1) if scored else None, None, None, None, None
