@@ -253,6 +253,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--rows", default="abcde", help="which programs, by letter; e for the check, a for the ratio"
     )
+    parser.add_argument("--models", type=int, nargs="*", help="of these numbers of models alone")
     parser.add_argument("--minutes", type=float, default=8.0, help="no cell begins that may end later")
     parser.add_argument("--anew", action="store_true", help="measure again what the table holds")
     parser.add_argument("--device", choices=("cuda", "cpu"), help="the GPU if there is one")
@@ -265,7 +266,7 @@ def main(arguments: list[str] | None = None) -> None:
         os.environ["JAX_PLATFORMS"] = "cpu"
     name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU, {cores()} cores"
     console = Console(width=max(140, Console().width))
-    cells = plan(device, given.quick)
+    cells = [cell for cell in plan(device, given.quick) if not given.models or cell[1] in given.models]
     bench = Bench(given.rows, device, given.quick, console)
     record: dict[str, Any] = {
         "device": name,

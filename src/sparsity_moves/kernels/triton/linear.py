@@ -166,7 +166,8 @@ class _Linear(torch.autograd.Function):
             )
             _map_backward[grid](
                 x, weight.contiguous(), upstream, d_x, d_weight, d_bias, tokens, chunk, IN=inputs,
-                INP=padded(inputs), OUT=outputs, OUTP=padded(outputs), BIASED=ctx.biased, **sizes,
+                INP=padded(inputs), OUT=outputs, OUTP=padded(outputs), BIASED=ctx.biased,
+                **(sizes | {"num_stages": 3}),
             )  # fmt: skip
             return d_x, d_weight.sum(1), d_bias.sum(1) if ctx.biased else None, d_onto
         d_bias = upstream.sum(1) if ctx.biased else None

@@ -91,14 +91,14 @@ def _sum_chunks(
     begin = tl.load(first + at * C + c)
     end = tl.load(last + at * C + c)
     if begin < end:
-        total = tl.zeros((WP,), tl.float32)
+        total = tl.zeros((HELD, WP), tl.float32)
         for start in range(begin, end, HELD):
             i = start + tl.arange(0, HELD)
             b = tl.load(order + at * B + i, mask=i < end, other=0)
             there = (i < end)[:, None] & (column < WIDTH)[None, :]
             place = gradient + ((m * B + b) * P + p)[:, None] * WIDTH + column[None, :]
-            total += tl.sum(tl.load(place, mask=there, other=0.0), axis=0)
-        tl.store(out + ((m * P + p) * C + c) * WIDTH + column, total, mask=column < WIDTH)
+            total += tl.load(place, mask=there, other=0.0)
+        tl.store(out + ((m * P + p) * C + c) * WIDTH + column, tl.sum(total, axis=0), mask=column < WIDTH)
 
 
 @triton.jit
@@ -114,13 +114,13 @@ def _add_chunks(
     at = chunks + (m * T + START + p) * (V + 1) + v
     begin = tl.load(at)
     end = tl.load(at + 1)
-    total = tl.zeros((BLOCK,), tl.float32)
+    total = tl.zeros((HELD, BLOCK), tl.float32)
     for start in range(begin, end, HELD):
         c = start + tl.arange(0, HELD)
         there = (c < end)[:, None] & (column < WIDTH)[None, :]
         place = partial + ((m * P + p) * C + c)[:, None] * WIDTH + column[None, :]
-        total += tl.sum(tl.load(place, mask=there, other=0.0), axis=0)
-    tl.store(out + ((m * P + p) * V + v) * STRIDE + column, total, mask=column < WIDTH)
+        total += tl.load(place, mask=there, other=0.0)
+    tl.store(out + ((m * P + p) * V + v) * STRIDE + column, tl.sum(total, axis=0), mask=column < WIDTH)
 
 
 def add_chunks(
@@ -136,10 +136,10 @@ def add_chunks(
     models, positions, count, width = partial.shape
     length, vocabulary = chunks.shape[1], chunks.shape[2] - 1
     out = partial.new_empty(models, positions, vocabulary, width) if out is None else out
-    block = min(512, triton.next_power_of_2(width))
+    block = min(128, triton.next_power_of_2(width))
     _add_chunks[(vocabulary, triton.cdiv(width, block), models * positions)](
         partial, chunks, out, count, vocabulary, out.stride(2), T=length, START=start, P=positions, WIDTH=width,
-        BLOCK=block, HELD=8,
+        BLOCK=block, HELD=32,
     )  # fmt: skip
     return out
 
