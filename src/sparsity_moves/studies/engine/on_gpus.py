@@ -1,8 +1,9 @@
-"""The local engine where there are NVIDIA GPUs: a few processes a GPU, pinned to it, that train a few fleets each.
+"""The local engine where there are NVIDIA GPUs: a process a GPU, pinned to it, that trains a few fleets.
 
-A small fleet leaves most of a GPU idle between its kernels; each fleet of a process runs in a thread and a stream of
-its own, so that the others' kernels fill the gaps. What a thread does in Python (looks, measures, compiling kernels)
-holds up the others of its process, so there are several. A shard's runs are stored by the process that trained them.
+A small fleet leaves a part of a GPU idle, most of it between its kernels; each fleet runs in a thread and a stream of
+its own, so that the others' kernels fill the gaps. Processes would not: a GPU serves one at a time. What a thread does
+in Python (looks, measures, compiling kernels) holds up the others, but a recorded step needs next to no Python. A
+shard's runs are stored by the process that trained them.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from sparsity_moves.studies.engine.planning import Shard
 from sparsity_moves.studies.engine.worker import prepare, train_and_store
 from sparsity_moves.training.precision import products
 
-PROCESSES = 3
+PROCESSES = 1
 """A GPU."""
-AT_ONCE = 2
+AT_ONCE = 4
 """Fleets a process."""
 
 
