@@ -2,6 +2,7 @@
 
     python benchmarks/from_nothing.py FOLDER                this machine's GPUs, or its cores, until all is trained
     python benchmarks/from_nothing.py FOLDER --minutes 9    goes on, at the next call, from where it stopped
+    python benchmarks/from_nothing.py FOLDER --tasks add7   of some tasks alone; the table keeps those of the others
 
 FOLDER is a store of its own, so nothing that was trained before helps. Training, looks, measures and storing all
 count, as does what is done twice after an interruption; starting Python does not. Each arm's means are then held
@@ -17,7 +18,7 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import polars as pl
@@ -26,6 +27,7 @@ from rich.console import Console
 
 from sparsity_moves import studies
 from sparsity_moves.errors import UserError
+from sparsity_moves.names import TaskName
 from sparsity_moves.store import Store
 from sparsity_moves.studies import controls, engine
 from sparsity_moves.studies.engine.worker import circumstances
@@ -37,6 +39,7 @@ COMPARED = {"accuracy": "final", "no_ffn_accuracy": "first_best", "no_attention_
 """What is compared, and at which moment."""
 CALLS = "calls.json"
 """In the store: what each call took."""
+TASKS = get_args(TaskName)
 
 
 def again(study: Study, first: Store, second: Store) -> list[dict[str, Any]]:
@@ -79,12 +82,39 @@ def again(study: Study, first: Store, second: Store) -> list[dict[str, Any]]:
                     "same_to_the_bit": int((differences == 0).sum()),
                 }
             )
-    tested = [row for row in rows if row["p"] is not None]
-    if tested:
-        corrected = adjusted(np.array([row["p"] for row in tested]))
-        for row, p in zip(tested, corrected.tolist(), strict=True):
-            row["p"] = p
     return rows
+
+
+def corrected(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same with p corrected for how many there are."""
+    tested = [row["p"] for row in rows if row["p"] is not None]
+    every = iter(adjusted(np.array(tested)).tolist() if tested else [])
+    return [row | {"p": None if row["p"] is None else next(every)} for row in rows]
+
+
+def kept(output: Path, part: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the table tells of other tasks, if it is of the same arms, device and packages."""
+    if not output.exists():
+        return []
+    same = ("profile", "arms", "device", "packages")
+    parts: list[dict[str, Any]] = json.loads(output.read_text())["parts"]
+    others = [p for p in parts if all(p[name] == part[name] for name in same)]
+    return [p for p in others if not set(p["tasks"]) & set(part["tasks"])]
+
+
+def whole(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Parts added up; p is corrected over all."""
+    calls = [call for part in parts for call in part["calls"]]
+    return {
+        **{name: parts[0][name] for name in ("profile", "arms", "device", "packages")},
+        "command": "; ".join(part["command"] for part in parts),
+        "runs": sum(part["runs"] for part in parts),
+        "missing": sum(part["missing"] for part in parts),
+        "calls": calls,
+        "device_seconds": round(sum(call["seconds"] * call["devices"] for call in calls), 1),
+        "again": corrected([row for part in parts for row in part["again"]]),
+        "parts": parts,
+    }
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -94,6 +124,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="where the runs are put")
     parser.add_argument("--profile", default="paper", choices=PROFILES)
     parser.add_argument("--without", nargs="*", default=[], metavar="ARM", help="arms that are left out")
+    parser.add_argument("--tasks", nargs="*", default=TASKS, choices=TASKS, help="those that are trained")
     parser.add_argument("--minutes", type=float, help="stop after so long; the next call goes on")
     parser.add_argument("--workers", type=int, help="shards at once")
     parser.add_argument(
@@ -103,14 +134,17 @@ def main(arguments: list[str] | None = None) -> None:
         "--committed", type=Path, help="what to compare with; the profile's results unless given"
     )
     asked = parser.parse_args(arguments)
-    whole = controls.study(asked.profile)
-    arms = list(dict.fromkeys(arm for arm, _ in whole.runs))
+    every = controls.study(asked.profile).runs
+    tasks = [task for task in dict.fromkeys(spec.task for _, spec in every) if task in asked.tasks]
+    arms = list(dict.fromkeys(arm for arm, _ in every))
     if unknown := sorted(set(asked.without) - set(arms)):
         raise UserError(f"no arm of the profile {asked.profile} is called {', '.join(unknown)}")
-    study = Study("controls", tuple(run for run in whole.runs if run[0] not in asked.without))
+    left = (run for run in every if run[0] not in asked.without and run[1].task in tasks)
+    study = Study("controls", tuple(left))
     more = ["--profile", asked.profile] if asked.profile != "paper" else []
     more += ["--workers", str(asked.workers)] if asked.workers else []
     more += ["--without", *asked.without] if asked.without else []
+    more += ["--tasks", *tasks] if len(tasks) < len(TASKS) else []
     store = Store(asked.folder)
     record = asked.folder / CALLS
     calls = json.loads(record.read_text()) if record.exists() else []
@@ -129,26 +163,27 @@ def main(arguments: list[str] | None = None) -> None:
             record.write_text(json.dumps(calls))
     shards = store.shards({spec.spec_id for spec in study.specs} - {spec.spec_id for spec in todo})
     committed = Store(asked.committed) if asked.committed else studies.store(asked.profile)
-    rows = again(study, committed, store)
-    told = {
+    part = {
         **circumstances(),
         "command": shlex.join(["python", "benchmarks/from_nothing.py", "FOLDER", *more]),
         "profile": asked.profile,
         "arms": [arm for arm in arms if arm not in asked.without],
+        "tasks": tasks,
         "runs": len(study.specs) - len(todo),
         "missing": len(todo),
         "calls": calls,
-        "device_seconds": round(sum(call["seconds"] * call["devices"] for call in calls), 1),
         "shards": [
             {"models": s["shard_models"], "seconds": s["shard_seconds"], "device": s["device"]}
             for s in shards
         ],
-        "again": rows,
+        "again": again(study, committed, store),
     }
     output = asked.output or Path(__file__).parent / "results" / "from_nothing.json"
+    told = whole([*kept(output, part), part])
     output.write_text(json.dumps(told, indent=1) + "\n")
 
     console = Console()
+    rows = told["again"]
     other = [row for row in rows if row["p"] is not None and row["p"] < LEVEL]
     console.print(
         f"{len(rows)} means held against the committed ones; {len(other)} differ (corrected p < {LEVEL})"
@@ -158,8 +193,8 @@ def main(arguments: list[str] | None = None) -> None:
         what = f"{row['task']} {row['arm']} {row['column']}"
         console.print(f"  {what}: {first} %, then {second} %; difference {low} to {high} points")
     console.print(
-        f"{told['runs']} of {len(study.specs)} runs in {told['device_seconds'] / 60:.1f} device-minutes"
-        f" over {len(calls)} calls on {told['device']}; {output}"
+        f"{told['runs']} of {told['runs'] + told['missing']} runs in {told['device_seconds'] / 60:.1f} device-minutes"
+        f" over {len(told['calls'])} calls on {told['device']}; {output}"
     )
 
 

@@ -230,7 +230,8 @@ class TestFromNothing:
         assert sum(call["runs"] for call in told["first"]["calls"]) == told["first"]["runs"] == 18
         spent = sum(call["seconds"] for call in told["first"]["calls"])
         assert told["first"]["device_seconds"] == pytest.approx(spent, abs=0.1)
-        assert sum(shard["models"] for shard in told["first"]["shards"]) == 18
+        (part,) = told["first"]["parts"]
+        assert sum(shard["models"] for shard in part["shards"]) == 18
 
     def test_the_same_training_is_the_same_to_the_bit(self, trained) -> None:
         told = trained[2]["second"]
@@ -258,6 +259,37 @@ class TestFromNothing:
         moved = [row for row in rows if row["column"] == "no_ffn_accuracy"]
         assert all(row["same_to_the_bit"] == 0 for row in moved)
         assert all(row["difference"] == pytest.approx(1 - 2 * row["first"]) for row in moved)
+
+    def test_tasks_on_different_days_make_one_table(self, trained, tmp_path) -> None:
+        from from_nothing import main
+
+        first, _, once = trained
+        path = tmp_path / "told.json"
+
+        def told(folder: str, *tasks: str) -> dict:
+            where = ["--output", path, "--committed", first, "--tasks", *tasks]
+            main([*map(str, (tmp_path / folder, "--profile", "smoke", *where))])
+            return json.loads(path.read_text(encoding="utf-8"))
+
+        alone = told("one", "add7")
+        assert (alone["runs"], {row["task"] for row in alone["again"]}) == (6, {"add7"})
+        both = told("two", "modular_addition", "histogram")
+        assert both["runs"] == once["first"]["runs"]
+        assert [part["tasks"] for part in both["parts"]] == [["add7"], ["modular_addition", "histogram"]]
+        assert both["device_seconds"] == pytest.approx(
+            sum(call["seconds"] for call in both["calls"]), abs=0.1
+        )
+        assert len(both["again"]) == 3 * 3 * 3
+        anew = told("one", "add7")
+        assert [part["tasks"] for part in anew["parts"]] == [["modular_addition", "histogram"], ["add7"]]
+        path.write_text(path.read_text(encoding="utf-8").replace('"device": "cpu"', '"device": "another"'))
+        assert len(told("one", "add7")["parts"]) == 1
+
+    def test_p_is_corrected_over_all_tasks(self) -> None:
+        from from_nothing import corrected
+
+        rows = corrected([{"p": 0.01}, {"p": None}, {"p": 0.04}])
+        assert [row["p"] for row in rows] == [pytest.approx(0.02), None, pytest.approx(0.04)]
 
     def test_an_unknown_arm_is_named(self, tmp_path) -> None:
         from from_nothing import main
