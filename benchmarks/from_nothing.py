@@ -3,6 +3,7 @@
     python benchmarks/from_nothing.py FOLDER                this machine's GPUs, or its cores, until all is trained
     python benchmarks/from_nothing.py FOLDER --minutes 9    goes on, at the next call, from where it stopped
     python benchmarks/from_nothing.py FOLDER --tasks add7   of some tasks alone; the table keeps those of the others
+    python benchmarks/from_nothing.py FOLDER --sweeps       the sweeps instead, or some of them: what no arm has
 
 FOLDER is a store of its own, so nothing that was trained before helps. Training, looks, measures and storing all
 count, as does what is done twice after an interruption; starting Python does not. Each arm's means are then held
@@ -33,7 +34,7 @@ from sparsity_moves.studies import controls, engine
 from sparsity_moves.studies.engine.worker import circumstances
 from sparsity_moves.studies.statistics import LEVEL, adjusted, compare, different
 from sparsity_moves.studies.study import Study, results
-from sparsity_moves.training import PROFILES
+from sparsity_moves.training import PROFILES, Spec
 
 COMPARED = {"accuracy": "final", "no_ffn_accuracy": "first_best", "no_attention_accuracy": "first_best"}
 """What is compared, and at which moment."""
@@ -67,6 +68,7 @@ def again(study: Study, first: Store, second: Store) -> list[dict[str, Any]]:
             found = compare(differences.tolist())
             rows.append(
                 {
+                    "study": study.name,
                     "task": task,
                     "arm": arm,
                     "column": column,
@@ -85,6 +87,18 @@ def again(study: Study, first: Store, second: Store) -> list[dict[str, Any]]:
     return rows
 
 
+def sweeps_of(arms: Study, names: list[str]) -> list[Study]:
+    """The profile's other studies, all unless named. Each run is in the first that has it, and none is an arm's."""
+    taken = set(arms.specs)
+    found = {}
+    for study in studies.every(arms.profile):
+        found[study.name] = Study(study.name, tuple(run for run in study.runs if run[1] not in taken))
+        taken |= set(study.specs)
+    if unknown := sorted(set(names) - set(found)):
+        raise UserError(f"no study of the profile {arms.profile} is called {', '.join(unknown)}")
+    return [study for name, study in found.items() if study.runs and name in (names or found)]
+
+
 def corrected(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The same with p corrected for how many there are."""
     tested = [row["p"] for row in rows if row["p"] is not None]
@@ -93,13 +107,13 @@ def corrected(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def kept(output: Path, part: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the table tells of other tasks, if it is of the same arms, device and packages."""
+    """What the table tells of other tasks or studies, if it is of the same device and packages."""
     if not output.exists():
         return []
     same = ("profile", "arms", "device", "packages")
     parts: list[dict[str, Any]] = json.loads(output.read_text())["parts"]
     others = [p for p in parts if all(p[name] == part[name] for name in same)]
-    return [p for p in others if not set(p["tasks"]) & set(part["tasks"])]
+    return [p for p in others if not all(set(p[name]) & set(part[name]) for name in ("studies", "tasks"))]
 
 
 def whole(parts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -124,6 +138,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="where the runs are put")
     parser.add_argument("--profile", default="paper", choices=PROFILES)
     parser.add_argument("--without", nargs="*", default=[], metavar="ARM", help="arms that are left out")
+    parser.add_argument(
+        "--sweeps", nargs="*", metavar="STUDY", help="not the arms but these; all unless named"
+    )
     parser.add_argument("--tasks", nargs="*", default=TASKS, choices=TASKS, help="those that are trained")
     parser.add_argument("--minutes", type=float, help="stop after so long; the next call goes on")
     parser.add_argument("--workers", type=int, help="shards at once")
@@ -134,51 +151,59 @@ def main(arguments: list[str] | None = None) -> None:
         "--committed", type=Path, help="what to compare with; the profile's results unless given"
     )
     asked = parser.parse_args(arguments)
-    every = controls.study(asked.profile).runs
-    tasks = [task for task in dict.fromkeys(spec.task for _, spec in every) if task in asked.tasks]
-    arms = list(dict.fromkeys(arm for arm, _ in every))
+    all_arms = controls.study(asked.profile)
+    arms = list(dict.fromkeys(arm for arm, _ in all_arms.runs))
     if unknown := sorted(set(asked.without) - set(arms)):
         raise UserError(f"no arm of the profile {asked.profile} is called {', '.join(unknown)}")
-    left = (run for run in every if run[0] not in asked.without and run[1].task in tasks)
-    study = Study("controls", tuple(left))
+    chosen = [all_arms] if asked.sweeps is None else sweeps_of(all_arms, asked.sweeps)
+    tasks = [task for task in TASKS if task in asked.tasks]
+
+    def wanted(arm: str, spec: Spec) -> bool:
+        return arm not in asked.without and spec.task in tasks
+
+    chosen = [Study(study.name, tuple(run for run in study.runs if wanted(*run))) for study in chosen]
+    specs = list(dict.fromkeys(spec for study in chosen for spec in study.specs))
     more = ["--profile", asked.profile] if asked.profile != "paper" else []
     more += ["--workers", str(asked.workers)] if asked.workers else []
     more += ["--without", *asked.without] if asked.without else []
+    more += ["--sweeps", *asked.sweeps] if asked.sweeps is not None else []
     more += ["--tasks", *tasks] if len(tasks) < len(TASKS) else []
     store = Store(asked.folder)
     record = asked.folder / CALLS
     calls = json.loads(record.read_text()) if record.exists() else []
 
-    before, _ = engine.missing(study.specs, store)
+    before, _ = engine.missing(specs, store)
     started = time.perf_counter()
     try:
-        engine.run(study.specs, store, workers=asked.workers, minutes=asked.minutes, keep_every=30)
+        engine.run(specs, store, workers=asked.workers, minutes=asked.minutes, keep_every=30)
     finally:  # an interrupted call counts, too
         seconds = time.perf_counter() - started
-        todo, _ = engine.missing(study.specs, store)
+        todo, _ = engine.missing(specs, store)
         if before:
             devices = max(1, torch.cuda.device_count())
             calls.append({"seconds": round(seconds, 1), "devices": devices, "runs": len(before) - len(todo)})
             asked.folder.mkdir(parents=True, exist_ok=True)
             record.write_text(json.dumps(calls))
-    shards = store.shards({spec.spec_id for spec in study.specs} - {spec.spec_id for spec in todo})
+    shards = store.shards({spec.spec_id for spec in specs} - {spec.spec_id for spec in todo})
     committed = Store(asked.committed) if asked.committed else studies.store(asked.profile)
     part = {
         **circumstances(),
         "command": shlex.join(["python", "benchmarks/from_nothing.py", "FOLDER", *more]),
         "profile": asked.profile,
         "arms": [arm for arm in arms if arm not in asked.without],
+        "studies": [study.name for study in chosen],
         "tasks": tasks,
-        "runs": len(study.specs) - len(todo),
+        "runs": len(specs) - len(todo),
         "missing": len(todo),
         "calls": calls,
         "shards": [
             {"models": s["shard_models"], "seconds": s["shard_seconds"], "device": s["device"]}
             for s in shards
         ],
-        "again": again(study, committed, store),
+        "again": [row for study in chosen for row in again(study, committed, store)],
     }
-    output = asked.output or Path(__file__).parent / "results" / "from_nothing.json"
+    name = "from_nothing.json" if asked.sweeps is None else "from_nothing-sweeps.json"
+    output = asked.output or Path(__file__).parent / "results" / name
     told = whole([*kept(output, part), part])
     output.write_text(json.dumps(told, indent=1) + "\n")
 

@@ -205,6 +205,16 @@ def test_the_time_from_nothing_is_told_with_its_devices_and_calls(twice):
     assert "**7 are still missing.**" in again.told(twice)[0]
 
 
+def test_the_sweeps_time_is_told_where_it_was_measured(twice, monkeypatch):
+    monkeypatch.setattr(again, "committed", lambda pattern: {"from_nothing-sweeps": twice})
+    assert again.sweeps() == (
+        "The sweeps beside them: 60 models took 3.0 minutes of NVIDIA X1, 2 at once, in 2 calls "
+        "(`python benchmarks/from_nothing.py FOLDER`)."
+    )
+    monkeypatch.setattr(again, "committed", lambda pattern: {})
+    assert again.sweeps() is None
+
+
 def test_means_that_came_out_otherwise_are_named(twice):
     _, same = again.told(twice)
     assert "Of 3 means, 1 differs" in same

@@ -285,6 +285,34 @@ class TestFromNothing:
         path.write_text(path.read_text(encoding="utf-8").replace('"device": "cpu"', '"device": "another"'))
         assert len(told("one", "add7")["parts"]) == 1
 
+    def test_sweeps_are_what_no_arm_has_and_each_run_is_in_one(self) -> None:
+        from from_nothing import sweeps_of
+        from sparsity_moves.errors import UserError
+        from sparsity_moves.studies import controls, every
+
+        arms = controls.study("paper")
+        found = sweeps_of(arms, [])
+        specs = [spec for study in found for spec in study.specs]
+        assert len(specs) == len(set(specs))
+        assert set(specs) == {spec for study in every("paper") for spec in study.specs} - set(arms.specs)
+        assert {study.name for study in found} >= {"experts", "depth", "balance"}
+        (alone,) = sweeps_of(arms, ["depth"])
+        assert alone.name == "depth"
+        with pytest.raises(UserError, match="no study of the profile paper is called deepth"):
+            sweeps_of(arms, ["deepth"])
+
+    def test_sweeps_are_trained_and_told_apart_from_the_arms(self, trained, tmp_path) -> None:
+        from from_nothing import main
+
+        path = tmp_path / "sweeps.json"
+        where = ["--output", path, "--committed", trained[0], "--tasks", "add7"]
+        main([*map(str, (tmp_path / "store", "--profile", "smoke", "--sweeps", "sweep", *where))])
+        told = json.loads(path.read_text(encoding="utf-8"))
+        assert told["runs"] > 0
+        assert told["missing"] == 0
+        assert told["command"].endswith("--profile smoke --sweeps sweep --tasks add7")
+        assert told["again"] == []
+
     def test_p_is_corrected_over_all_tasks(self) -> None:
         from from_nothing import corrected
 

@@ -23,6 +23,24 @@ def benchmark() -> dict[str, Any] | None:
     return committed("from_nothing.json").get("from_nothing")
 
 
+def sweeps() -> str | None:
+    """What the sweeps cost beside the arms, in a sentence; None where that was not measured."""
+    found = committed("from_nothing-sweeps.json").get("from_nothing-sweeps")
+    return spent(found, f"The sweeps beside them: {found['runs']} models") if found else None
+
+
+def spent(found: dict[str, Any], what: str) -> str:
+    """A sentence on how long it took, on what."""
+    calls = len(found["calls"])
+    together = sorted({call["devices"] for call in found["calls"] if call["devices"] > 1})
+    how = [f", {devices} at once" for devices in together] + [f", in {calls} calls"] * (calls > 1)
+    time = (
+        f"{what} took {plain(found['device_seconds'] / 60, 1)} minutes of {found['device']}{''.join(how)} "
+        f"(`{found['command']}`)."
+    )
+    return time + (f" **{found['missing']} are still missing.**" if found["missing"] else "")
+
+
 def rows(found: dict[str, Any]) -> pl.DataFrame:
     """One row a task, arm and measure, in per cent; intervals of differences between the two trainings."""
     percent = [pl.col(name) * 100 for name in ("first", "second", "difference", "low", "high")]
@@ -39,16 +57,10 @@ def rows(found: dict[str, Any]) -> pl.DataFrame:
 
 def told(found: dict[str, Any]) -> list[str]:
     """How long it took, and how many means differ: a paragraph each."""
-    calls = len(found["calls"])
-    together = sorted({call["devices"] for call in found["calls"] if call["devices"] > 1})
-    how = [f", {devices} at once" for devices in together] + [f", in {calls} calls"] * (calls > 1)
-    time = (
-        f"**From nothing.** {found['runs']} models ({len(found['arms'])} arms of each task, all their seeds) took "
-        f"{plain(found['device_seconds'] / 60, 1)} minutes of {found['device']}{''.join(how)} "
-        f"(`{found['command']}`). Training, looks, measures and storing count. One time: no interval."
+    what = (
+        f"**From nothing.** {found['runs']} models ({len(found['arms'])} arms of each task, all their seeds)"
     )
-    if found["missing"]:
-        time += f" **{found['missing']} are still missing.**"
+    time = f"{spent(found, what)} Training, looks, measures and storing count. One time: no interval."
     if not found["again"]:
         return [time]
     every = rows(found)

@@ -1,8 +1,8 @@
 """The local engine where there are NVIDIA GPUs: a process a GPU, pinned to it, that trains a few fleets.
 
-A small fleet leaves a part of a GPU idle, most of it between its kernels; each fleet runs in a thread and a stream of
-its own, so that the others' kernels fill the gaps. Processes would not: a GPU serves one at a time. What a thread does
-in Python (looks, measures, compiling kernels) holds up the others, but a recorded step needs next to no Python. A
+A small fleet leaves a part of a GPU idle, most of it between its kernels; each fleet runs in a thread and a stream
+of its own, so that the others' kernels fill the gaps. Processes would not: a GPU serves one at a time. What a thread
+does in Python (looks, measures, compiling kernels) holds up the others, but a recorded step needs next to none. A
 shard's runs are stored by the process that trained them.
 """
 
