@@ -26,10 +26,8 @@ from sparsity_moves.studies.engine.planning import Shard
 from sparsity_moves.studies.engine.worker import prepare, train_and_store
 from sparsity_moves.training.precision import products
 
-PROCESSES = 1
-"""A GPU."""
 AT_ONCE = 4
-"""Fleets a process."""
+"""Fleets a GPU."""
 
 
 def visible_gpus() -> list[str]:
@@ -75,7 +73,7 @@ def _take(tasks: Any, heard: Any) -> None:
 
 
 class GpuEngine:
-    """Processes of this machine, some a GPU. See `Engine` for what the methods promise."""
+    """Processes of this machine, one a GPU. See `Engine` for what the methods promise."""
 
     device = "cuda"
 
@@ -90,8 +88,8 @@ class GpuEngine:
         self.work = (store, checkpoints, keep_every)
         context = get_context("spawn")
         self.tasks, self.heard = context.Queue(), context.Queue()
-        self.slots = workers or PROCESSES * AT_ONCE * len(gpus)
-        homes = (gpus * PROCESSES)[: self.slots]
+        self.slots = workers or AT_ONCE * len(gpus)
+        homes = gpus[: self.slots]
         share = [self.slots // len(homes) + (i < self.slots % len(homes)) for i in range(len(homes))]
         self.processes = [
             context.Process(target=_serve, args=(gpu, self.tasks, self.heard, os.getpid(), n), daemon=True)

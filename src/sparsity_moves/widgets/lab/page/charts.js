@@ -105,13 +105,14 @@ export function treePictures(visits, depth) {
 // Each head's attention: a row an answer, a column a token that it may look at.
 export function patternPictures(look, words, task, answers) {
   const cell = 22, heads = task.heads, columns = task.length, rows = task.readOut.length;
+  const style = `font-size: ${columns > 6 ? 15 : 11}px`; // of many tokens the picture is the smaller, and a token short
   return Array.from({ length: heads }, (_, head) => {
     const weight = (r, t) => look.pattern[(r * heads + head) * columns + t];
     const strongest = answers.map((name, r) => {
       const row = Array.from({ length: columns }, (_, t) => weight(r, t)), most = Math.max(...row);
       return `answer ${name} looks at position ${row.indexOf(most)} (${words[row.indexOf(most)]}) ${percent(most)}`;
     });
-    const picture = s("svg", { viewBox: `0 0 ${(columns + 1.4) * cell} ${(rows + 1) * cell}`, role: "img", "aria-label": `Head ${head + 1}: ${strongest.join("; ")}.` });
+    const picture = s("svg", { viewBox: `0 0 ${(columns + 1.4) * cell} ${(rows + 1) * cell}`, style, role: "img", "aria-label": `Head ${head + 1}: ${strongest.join("; ")}.` });
     words.forEach((word, t) => picture.append(s("text", { x: (t + 1.9) * cell, y: cell * 0.7, "text-anchor": "middle" }, word)));
     for (let r = 0; r < rows; r++) {
       picture.append(s("text", { x: cell * 1.2, y: (r + 1.7) * cell, "text-anchor": "end" }, answers[r]));
