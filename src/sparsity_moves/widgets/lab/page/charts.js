@@ -105,7 +105,7 @@ export function treePictures(visits, depth) {
 // Each head's attention: a row an answer, a column a token that it may look at.
 export function patternPictures(look, words, task, answers) {
   const cell = 22, heads = task.heads, columns = task.length, rows = task.readOut.length;
-  const style = `font-size: ${columns > 6 ? 15 : 11}px`; // of many tokens the picture is the smaller, and a token short
+  const style = `font-size: ${columns > 6 ? 13 : 11}px`; // of many tokens the picture is the smaller, and a token short
   return Array.from({ length: heads }, (_, head) => {
     const weight = (r, t) => look.pattern[(r * heads + head) * columns + t];
     const strongest = answers.map((name, r) => {
