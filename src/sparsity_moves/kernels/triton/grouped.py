@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparsity_moves.kernels.triton.feedforward import CODES, _phi, _phi_slope, masked
-from sparsity_moves.kernels.triton.linear import LARGEST, PROGRAMS, _magnified, halved, precision
+from sparsity_moves.kernels.triton.linear import LARGEST, PROGRAMS, _magnified, halved, padded, precision
 from sparsity_moves.kernels.triton.segments import add_chunks
 from sparsity_moves.model.architecture import FeedForward, Parameters
 from sparsity_moves.model.routing import Routing
@@ -528,7 +528,7 @@ class _Grouped(torch.autograd.Function):
             "D": d_model,
             "DP": triton.next_power_of_2(d_model),
             "W": width,
-            "WP": max(16, triton.next_power_of_2(width)),
+            "WP": padded(width),
             "ACT": CODES[activation],
             "GATED": w_up is not None,
             "BIASED": b_in is not None,
@@ -601,7 +601,7 @@ class _Grouped(torch.autograd.Function):
 
         def matrix(rows: Tensor, units: Tensor, unscale: Tensor, outwards: bool) -> Tensor:
             block_d = min(TILE, of["DP"])
-            block_w = min(TILE, max(16, triton.next_power_of_2(width)))
+            block_w = min(TILE, of["WP"])
             tiles = triton.cdiv(d_model, block_d) * triton.cdiv(width, block_w)
             # As if all tokens had gone to one expert: experts are rarely of one size, and the largest is waited for.
             parts = max(1, min(16, PROGRAMS // (models * tiles), tokens * top_k // 512))

@@ -14,7 +14,7 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparsity_moves.kernels.triton.linear import precision
+from sparsity_moves.kernels.triton.linear import padded, precision
 from sparsity_moves.kernels.triton.segments import Segments, sum_segments
 
 
@@ -102,7 +102,7 @@ def sum_rows(
     models, batch, positions, width = gradient.shape
     length = index.shape[-1]
     vocabulary = size // length
-    block_f = min(64, max(16, triton.next_power_of_2(width)))
+    block_f = min(64, padded(width))
     if only_after:  # a block lies on one side of it
         block_f = min(block_f, only_after & -only_after)
     programs = models * positions * triton.cdiv(width, block_f)
@@ -122,7 +122,7 @@ def sum_rows(
         ASKED_START=asked[0],
         ASKED=asked[1],
         V=vocabulary,
-        VP=max(16, triton.next_power_of_2(vocabulary)),
+        VP=padded(vocabulary),
         WIDTH=width,
         PART=part_size,
         PRECISION=precision(),

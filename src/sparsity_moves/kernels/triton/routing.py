@@ -14,7 +14,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from sparsity_moves.kernels.triton.linear import precision
+from sparsity_moves.kernels.triton.linear import padded, precision
 from sparsity_moves.model.architecture import FeedForward
 from sparsity_moves.model.routing import Routing
 
@@ -156,7 +156,7 @@ class _Route(torch.autograd.Function):
             "D": width,
             "DP": triton.next_power_of_2(width),
             "E": experts,
-            "EP": max(16, triton.next_power_of_2(experts)),
+            "EP": padded(experts),
             "PRECISION": precision(),
             "BLOCK": 64 if width <= 128 else 32,
         }
