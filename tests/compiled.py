@@ -15,11 +15,11 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from sparsity_moves.kernels import triton as kernels
+from sparsity_moves.kernels.precision import products
 from sparsity_moves.kernels.triton import grouped
 from sparsity_moves.model import forward, stack
 from sparsity_moves.studies import arm
 from sparsity_moves.tasks import stacked
-from sparsity_moves.training.precision import products
 
 SHAPES = [
     ("moe", "add7", 128),

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from sparsity_moves.errors import UserError
+from sparsity_moves.kernels.precision import _TURNS, beside, products, ten_bits
 from sparsity_moves.store import Store
 from sparsity_moves.studies import Study, arm, engine, results, tables
 from sparsity_moves.studies.engine import on_gpus
-from sparsity_moves.training.precision import products
 
 LOOKS = {"steps": 120, "evaluate_every": 30}
 SPECS = [
@@ -235,6 +235,53 @@ class TestSeveralGpus:
         assert len(seen) == 120
         assert all(wanted == there for wanted, there in seen)
         assert torch.backends.cuda.matmul.allow_tf32 == before
+
+    def test_who_looks_waits_for_none_who_measures(self):
+        """Both are there at once, or the barrier breaks; each rounds its own way."""
+        met, seen = threading.Barrier(3), {}
+
+        def launch(number, precision):
+            with beside(precision):
+                met.wait(10)
+                seen[number] = ten_bits(), torch.backends.cuda.matmul.allow_tf32
+
+        asked = ("tf32", "fp32", "tf32")
+        threads = [threading.Thread(target=launch, args=each) for each in enumerate(asked)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert seen == {0: (True, False), 1: (False, False), 2: (True, False)}
+
+    def test_who_records_is_alone_and_is_not_made_to_wait_for_those_who_come_later(self):
+        order, inside = [], threading.Event()
+
+        def record():
+            with products("tf32"):
+                order.append("recorded" if ten_bits() else "recorded with too many bits")
+
+        def measure():
+            with beside("fp32"):
+                inside.set()
+                recording.start()
+                while not _TURNS.waiting:
+                    time.sleep(0.001)
+                looking.start()
+                time.sleep(0.05)
+                order.append("measured")
+
+        def look():
+            with beside("tf32"):
+                order.append("looked")
+
+        recording, looking = threading.Thread(target=record), threading.Thread(target=look)
+        measuring = threading.Thread(target=measure)
+        measuring.start()
+        assert inside.wait(10)
+        for thread in (measuring, recording, looking):
+            thread.join(10)
+        assert order == ["measured", "recorded", "looked"]
+        assert not ten_bits()
 
 
 class TestShards:

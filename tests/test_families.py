@@ -278,15 +278,16 @@ def test_a_run_is_measured_the_same_whatever_stands_beside_it(task, name, more):
 def test_memory_is_bounded_by_measuring_few_at_a_time(monkeypatch):
     """And the numbers are the same."""
     from sparsity_moves.measures import families as module
+    from sparsity_moves.measures.together import ROOM
 
     runs = train([arm("glu", "smoke", "add7", seed, **SHORT) for seed in (1, 2, 3)])
     whole = measure_families(runs, [("ablation", "patching")] * 3)
     sizes = []
     real = module.MEASURES["ablation"]
     monkeypatch.setitem(module.MEASURES, "ablation", lambda s: sizes.append(len(s.seeds)) or real(s))
-    monkeypatch.setitem(module.ROOM, "cpu", 2 * 100 * 4 * 128)
+    monkeypatch.setitem(ROOM, "cpu", 4 * 100 * 4 * 128)
     assert measure_families(runs, [("ablation", "patching")] * 3) == whole
-    assert sizes == [2, 1] * 2
+    assert sizes == [4, 2]
 
 
 class TestSomeMoments:

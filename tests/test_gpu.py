@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from sparsity_moves.kernels.precision import products
 from sparsity_moves.model import Architecture
 from sparsity_moves.model.feedforward import combine, hidden_units
 from sparsity_moves.model.routing import Routing
@@ -13,7 +14,6 @@ from sparsity_moves.model.tree import by_path
 from sparsity_moves.studies import arm, every
 from sparsity_moves.tasks import TASKS, generator
 from sparsity_moves.training import Fleet, data, train
-from sparsity_moves.training.precision import products
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 

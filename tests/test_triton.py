@@ -34,6 +34,7 @@ else:
     import triton.language as tl
 
     from sparsity_moves.kernels import triton as kernels
+    from sparsity_moves.kernels.precision import products
     from sparsity_moves.kernels.triton import grouped
     from sparsity_moves.kernels.triton.routing import same_for_all
     from sparsity_moves.model import REFERENCE, forward, stack
@@ -42,7 +43,6 @@ else:
     from sparsity_moves.model.routing import Routing, balance_loss, by_score
     from sparsity_moves.studies import ARMS, arm
     from sparsity_moves.tasks import generator, stacked
-    from sparsity_moves.training.precision import products
 
     LINEAR = sys.modules["sparsity_moves.kernels.triton.linear"]  # its function has the same name
     FEW = ARMS if DEVICE == "cuda" else ("dense", "glu", "moe", "moe_switch", "moe_top2", "moe_hash_context")

@@ -94,18 +94,14 @@ def patching(subject: Subject, pairs: int = PAIRS) -> list[Columns]:
     ways = [(operation, matched) for operation in (CARRY, COPY) for matched in (True, False)]
     positions = task.scored[1:]
     found: dict[str, list[Tensor]] = {"flip_rate": [], "operation_rate": [], "change_rate": []}
+    drawn = {
+        position: _drawn(subject, digits[:, :, position], position, ways, pairs) for position in positions
+    }
     for component in ("attention", "ffn"):
         for position in positions:
             digit, operation = digits[:, :, position], sequences.operations[:, :, position]
-            drawn = torch.stack(
-                [
-                    _pairs(digit[m].cpu(), operation[m].cpu(), seed, position, ways, pairs)
-                    for m, seed in enumerate(subject.seeds)
-                ],
-                1,
-            ).to(digits.device)  # (2, M, ways · pairs)
-            recipient, donor = drawn
-            now = patched(subject, component, position, drawn)
+            recipient, donor = drawn[position]
+            now = patched(subject, component, position, drawn[position])
             before = whole[models, recipient, position]
             right = sequences.targets[models, donor, position]
             meant = (digit[models, recipient] + (operation[models, donor] == CARRY)) % 10
@@ -122,10 +118,20 @@ def patching(subject: Subject, pairs: int = PAIRS) -> list[Columns]:
     return tidy(axes, **{name: torch.stack(values, 1) for name, values in found.items()})
 
 
+def _drawn(
+    subject: Subject, digit: Int[Tensor, "M N"], position: int, ways: list[tuple[int, bool]], pairs: int
+) -> Int[Tensor, "2 M drawn"]:
+    """Every model's pairs at one read-out; its seed decides them, at whichever moment."""
+    digits, operations = digit.cpu(), subject.sequences.operations[:, :, position].cpu()
+    first = {seed: m for m, seed in reversed(list(enumerate(subject.seeds)))}
+    of = {seed: _pairs(digits[m], operations[m], seed, position, ways, pairs) for seed, m in first.items()}
+    return torch.stack([of[seed] for seed in subject.seeds], 1).to(digit.device)
+
+
 def _pairs(
     digit: Tensor, operation: Tensor, seed: int, position: int, ways: list[tuple[int, bool]], pairs: int
 ) -> Int[Tensor, "2 drawn"]:
-    """The pairs of one model at one read-out: they are the same for both components."""
+    """The pairs of one model at one read-out."""
     return torch.cat(
         [
             draw(

@@ -54,9 +54,15 @@ def fit(
     so is Adam (Kingma & Ba 2015), in steps that each round alike in any shape: a probe does not depend on the
     others beside it. `batches` are the tokens of every step; all of them unless given.
     """
-    weight = features.new_zeros(len(features), classes, features.shape[2])
-    state = [weight, weight.new_zeros(len(weight), classes, 1)]
-    first, second = ([torch.zeros_like(x) for x in state] for _ in range(2))
+    count, width = len(features), features.shape[2]
+
+    # Weights and biases lie in one buffer, and so do their gradients: Adam is then one operation for both.
+    def parts(buffer: Tensor) -> tuple[Tensor, Tensor]:
+        weight, bias = buffer.split([count * classes * width, count * classes])
+        return weight.view(count, classes, width), bias.view(count, classes, 1)
+
+    value, gradient, first, second = features.new_zeros(4, count * classes * (width + 1))
+    (weight, bias), (by_weight, by_bias) = parts(value), parts(gradient)
     # Classes come before tokens: a softmax along the last axis of a few is slow on a CPU.
     hot = torch.nn.functional.one_hot(labels, classes).to(features.dtype)
     probe = torch.arange(len(features), device=features.device)[:, None]
@@ -65,16 +71,15 @@ def fit(
         if batches is not None:
             index = batches[step - 1]
             x, y = features[probe, index], hot[probe, index].transpose(1, 2)
-        wrong = ((state[0] @ x.transpose(1, 2) + state[1]).softmax(1) - y) / x.shape[1]  # (P, C, B)
+        wrong = ((weight @ x.transpose(1, 2) + bias).softmax(1) - y) / x.shape[1]  # (P, C, B)
+        torch.bmm(wrong, x, out=by_weight)
+        torch.sum(wrong, 2, keepdim=True, out=by_bias)
         rate = recipe.rate * ((1 - (step - 1) / recipe.steps) if recipe.anneal else 1)
-        for value, gradient, m, v in zip(
-            state, (wrong @ x, wrong.sum(2, keepdim=True)), first, second, strict=True
-        ):
-            m.mul_(0.9).add_(gradient * 0.1)
-            v.mul_(0.999).add_(gradient * gradient * 0.001)
-            size = (v / (1 - 0.999**step)).sqrt().add_(1e-8)
-            value.sub_(m / (1 - 0.9**step) * rate / size)
-    return state[0].transpose(1, 2), state[1].transpose(1, 2)
+        first.mul_(0.9).add_(gradient * 0.1)
+        second.mul_(0.999).add_(gradient * gradient * 0.001)
+        size = (second / (1 - 0.999**step)).sqrt_().add_(1e-8)
+        value.sub_(first / (1 - 0.9**step) * rate / size)
+    return weight.transpose(1, 2), bias.transpose(1, 2)
 
 
 def split(

@@ -17,12 +17,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sparsity_moves import kernels
+from sparsity_moves.kernels.precision import beside
 from sparsity_moves.model import Parameters, forward, stack
 from sparsity_moves.names import MOMENTS
 from sparsity_moves.training import data
 from sparsity_moves.training.dropout import Dropout
 from sparsity_moves.training.evaluation import look
-from sparsity_moves.training.precision import products
 from sparsity_moves.training.recording import Recording
 from sparsity_moves.training.spec import Spec
 
@@ -281,7 +281,7 @@ def train(
             continue
         picks = data.probe(specs, step, sequences.tokens.shape[1]) if fleet.spec.probe else None
         picks = None if picks is None else picks.to(fleet.device)
-        with products(fleet.spec.precision):
+        with beside(fleet.spec.precision):
             seen = look(fleet.spec, fleet.parameters, sequences, picks, fleet.kernels)
         ledger.note(step, loss, *seen)
         if fleet.device.type == "cuda":

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sparsity_moves.training.precision import products
+from sparsity_moves.kernels.precision import products
 
 
 class Recording:

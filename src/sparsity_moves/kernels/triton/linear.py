@@ -16,6 +16,8 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
+from sparsity_moves.kernels.precision import ten_bits
+
 BLOCK = 64
 """Tokens that a program takes at once."""
 WIDEST = 128
@@ -27,8 +29,8 @@ LARGEST = tl.constexpr(64.0)
 
 
 def precision() -> str:
-    """How Triton's products round: as the vendor's do where they may use TF32, else to nearly all of fp32's bits."""
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+    """How Triton's products round: to TF32's ten bits where they may, else to nearly all of fp32's."""
+    return "tf32" if ten_bits() else "tf32x3"
 
 
 def halved() -> bool:

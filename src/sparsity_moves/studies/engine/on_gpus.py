@@ -20,11 +20,11 @@ from typing import Any
 import torch
 
 from sparsity_moves.errors import UserError
+from sparsity_moves.kernels.precision import beside
 from sparsity_moves.processes import end_with
 from sparsity_moves.store import Store
 from sparsity_moves.studies.engine.planning import Shard
 from sparsity_moves.studies.engine.worker import prepare, train_and_store
-from sparsity_moves.training.precision import products
 
 AT_ONCE = 4
 """Fleets a GPU."""
@@ -65,7 +65,7 @@ def _take(tasks: Any, heard: Any) -> None:
             try:
                 train_and_store(shard, store, checkpoints, keep_every, tell)
                 if on_gpu:
-                    with products("fp32"):  # nobody in this process is recording a step meanwhile
+                    with beside("fp32"):  # nobody in this process is recording a step meanwhile
                         torch.cuda.empty_cache()  # other processes want what is free
                 heard.put((number, Finished()))
             except Exception as error:  # the parent decides

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from importlib.metadata import version
@@ -22,6 +23,9 @@ from sparsity_moves.training import State, train
 
 KEEP_EVERY = 60.0
 """Seconds between two states of a shard: shorter shards never pay for one."""
+
+_MEASURING = threading.Lock()
+"""One shard of a process at a time: measures want memory, and mostly Python, which runs one thread at a time."""
 
 SECONDS = "seconds"
 """In a state: what went into it so far."""
@@ -125,8 +129,9 @@ def train_shard(
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     runs = train(list(shard.specs), device, progress, start=start, keep=keep, keep_every=keep_every)
-    rows = measure(runs, device)
-    families = measure_families(runs, [wanted(run.spec) for run in runs], device)
+    with _MEASURING:
+        rows = measure(runs, device)
+        families = measure_families(runs, [wanted(run.spec) for run in runs], device)
     about = {
         **circumstances(),
         "shard_models": len(runs),
