@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from sparsity_moves.errors import UserError
 from sparsity_moves.kernels.precision import _TURNS, beside, products, ten_bits
 from sparsity_moves.store import Store
 from sparsity_moves.studies import Study, arm, engine, results, tables
-from sparsity_moves.studies.engine import on_gpus
+from sparsity_moves.studies.engine import on_gpus, planning
 
 LOOKS = {"steps": 120, "evaluate_every": 30}
 SPECS = [
@@ -292,6 +293,25 @@ class TestShards:
         assert all(len({spec.shape for spec in shard.specs}) == 1 for shard in cut)
         assert all(len(shard.specs) <= 2 for shard in cut)
         assert sorted(s.spec_id for shard in cut for s in shard.specs) == sorted(s.spec_id for s in SPECS)
+
+    def test_a_fleet_that_does_not_fit_is_cut_into_equals(self):
+        """Twenty seeds of the full-scale histogram: 10,000 sequences of ten tokens a step, each in training."""
+        sizes = {}
+        for name in ("dense", "narrow", "moe", "moe_active", "tree"):
+            specs = [arm(name, "paper", "histogram", seed) for seed in range(20)]
+            sizes[name] = [len(shard.specs) for shard in engine.shards(specs, 64)]
+        assert sizes.pop("tree") == [7, 7, 6]
+        assert list(sizes.values()) == [[10, 10]] * 4
+
+    def test_a_fleet_holds_no_more_than_there_is_room_for(self):
+        """Open units alone are kept where experts are sorted, and all where they are masked."""
+        few, all_ = (arm("moe", "paper", "histogram", 0, experts=16, top_k=k) for k in (1, 16))
+        assert planning.fitting(few) == int(12e9 / (4 * 100_000 * (2 * 32 + 14 * 128)))
+        assert planning.fitting(all_) == int(12e9 / (4 * 100_000 * (4 * 512 + 14 * 128)))
+        assert planning.fitting(replace(few, precision="fp32")) == planning.fitting(few)
+        assert planning.fitting(arm("dense", "paper", "histogram", 0, precision="fp32")) == planning.fitting(
+            all_
+        )
 
     def test_the_costliest_comes_first(self):
         costs = [shard.cost for shard in engine.shards(SPECS, 2)]

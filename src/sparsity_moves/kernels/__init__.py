@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparsity_moves.kernels.grouped import open_experts
-from sparsity_moves.model import REFERENCE, Architecture, Kernels, Trace
+from sparsity_moves.model import REFERENCE, Architecture, FeedForward, Kernels, Trace
 
 
 def choose(
@@ -34,6 +34,17 @@ def choose(
     return Kernels(feed_forward=open_experts) if by_hand else REFERENCE
 
 
+def whole(ffn: FeedForward, ten_bits: bool) -> bool:
+    """Whether a GPU computes an FFN in one pass, so that of its hidden units only the open ones are ever kept.
+
+    Experts where half of them or fewer are open, and a dense layer as one of these where products may round to ten
+    bits.
+    """
+    if ffn.router == "none":
+        return ten_bits
+    return ffn.router != "tree" and 2 * ffn.top_k <= ffn.experts
+
+
 def cross_entropy(trace: Trace, targets: Int[Tensor, "M B R"]) -> Float[Tensor, "M B R"]:
     """-log softmax(logits)[target] of every answer."""
     if targets.is_cuda:
@@ -45,4 +56,4 @@ def cross_entropy(trace: Trace, targets: Int[Tensor, "M B R"]) -> Float[Tensor, 
     return F.cross_entropy(classes_first, targets.flatten(1), reduction="none").view(targets.shape)
 
 
-__all__ = ["choose", "cross_entropy", "open_experts"]
+__all__ = ["choose", "cross_entropy", "open_experts", "whole"]

@@ -23,6 +23,7 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sparsity_moves.kernels import whole
 from sparsity_moves.kernels.triton.feedforward import CODES, _phi, _phi_slope, masked
 from sparsity_moves.kernels.triton.linear import LARGEST, PROGRAMS, _magnified, halved, padded, precision
 from sparsity_moves.kernels.triton.segments import add_chunks
@@ -700,10 +701,8 @@ def feed_forward(
     routing: Routing | None,
     added: bool = False,
 ) -> Float[Tensor, "M N D"]:
-    """The FFN's output, and x too where it is `added`: of the open experts, where half of them or fewer are; of a
-    dense layer as one of these, where fp16 will do; else masked."""
-    whole = routing is None and ffn.router == "none" and halved()
-    if whole or (routing is not None and 2 * ffn.top_k <= ffn.experts):
+    """The FFN's output, and x too where it is `added`: of the open experts where that is one pass, else masked."""
+    if whole(ffn, halved()):
         return open_experts(ffn, p, name, x, routing, added)
     out = masked(ffn, p, name, x, routing)
     return x + out if added else out

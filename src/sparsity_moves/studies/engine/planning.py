@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import ceil
 
+from sparsity_moves.kernels import whole
 from sparsity_moves.model import count
 from sparsity_moves.store import Broken, Store
 from sparsity_moves.store.tables import checkpoint_name
@@ -14,7 +16,7 @@ from sparsity_moves.training import Spec
 
 STACK = {"cpu": 8, "cuda": 64}
 """Models a fleet. On a CPU, eight of add-7 take a tenth less time than twice four, and sixteen gain no more."""
-ROOM = 8e9
+ROOM = 12e9
 """Bytes of a step's activations that a fleet may fill, so that those side by side fit a GPU of 80 GB."""
 
 
@@ -43,21 +45,29 @@ def sequences(spec: Spec) -> int:
 
 
 def fitting(spec: Spec) -> int:
-    """Models of which a step's activations fit `ROOM`: four numbers a hidden unit and five a dimension of the stream
-    at every token, whatever is closed."""
+    """Models of which a step's activations fit `ROOM`.
+
+    At every token they are fourteen numbers a dimension of the stream, most of them of attention, and four a hidden
+    unit, or as much as two where a GPU keeps the open ones alone.
+    """
     task = spec.task_object
     tokens = (len(task.read_out) + (spec.depth - 1) * task.length) * sequences(spec)
-    return max(1, int(ROOM / (4 * tokens * (4 * spec.width + 5 * spec.d_model))))
+    ffn = spec.architecture.ffn
+    open_alone = not spec.dropout and whole(ffn, spec.precision == "tf32")
+    units = 2 * ffn.top_k * ffn.expert_width if open_alone else 4 * spec.width
+    return max(1, int(ROOM / (4 * tokens * (units + 14 * spec.d_model))))
 
 
 def shards(specs: Iterable[Spec], stack: int) -> list[Shard]:
-    """Fleets of at most `stack` runs that differ in their seeds only, nor more than fit, the costliest first."""
+    """Fleets of at most `stack` runs that differ in their seeds only, nor more than fit, and of about one size where
+    there are several; the costliest first."""
     groups: dict[Spec, dict[str, Spec]] = defaultdict(dict)
     for spec in specs:
         groups[spec.shape][spec.spec_id] = spec
     cut = []
     for shape, group in groups.items():
-        models, size = list(group.values()), min(stack, fitting(shape))
+        models, most = list(group.values()), min(stack, fitting(shape))
+        size = ceil(len(models) / ceil(len(models) / most))
         cut += [Shard(tuple(models[i : i + size])) for i in range(0, len(models), size)]
     return sorted(cut, key=lambda shard: -shard.cost)
 
