@@ -116,14 +116,25 @@ def kept(output: Path, part: dict[str, Any]) -> list[dict[str, Any]]:
     return [p for p in others if not all(set(p[name]) & set(part[name]) for name in ("studies", "tasks"))]
 
 
-def whole(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Parts added up; p is corrected over all."""
+def tasks_of(study_list: list[Study]) -> dict[str, list[str]]:
+    """On which tasks each study has runs."""
+    return {
+        study.name: [task for task in TASKS if any(spec.task == task for spec in study.specs)]
+        for study in study_list
+    }
+
+
+def whole(parts: list[dict[str, Any]], wanted: dict[str, list[str]]) -> dict[str, Any]:
+    """Parts added up, and what is wanted besides, study by study; p is corrected over all."""
+    there = {(study, task) for part in parts for study in part["studies"] for task in part["tasks"]}
+    left = {study: [task for task in tasks if (study, task) not in there] for study, tasks in wanted.items()}
     calls = [call for part in parts for call in part["calls"]]
     return {
         **{name: parts[0][name] for name in ("profile", "arms", "device", "packages")},
         "command": "; ".join(part["command"] for part in parts),
         "runs": sum(part["runs"] for part in parts),
         "missing": sum(part["missing"] for part in parts),
+        "left": {study: tasks for study, tasks in left.items() if tasks},
         "calls": calls,
         "device_seconds": round(sum(call["seconds"] * call["devices"] for call in calls), 1),
         "again": corrected([row for part in parts for row in part["again"]]),
@@ -155,6 +166,7 @@ def main(arguments: list[str] | None = None) -> None:
     arms = list(dict.fromkeys(arm for arm, _ in all_arms.runs))
     if unknown := sorted(set(asked.without) - set(arms)):
         raise UserError(f"no arm of the profile {asked.profile} is called {', '.join(unknown)}")
+    every = [all_arms] if asked.sweeps is None else sweeps_of(all_arms, [])
     chosen = [all_arms] if asked.sweeps is None else sweeps_of(all_arms, asked.sweeps)
     tasks = [task for task in TASKS if task in asked.tasks]
 
@@ -204,7 +216,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     name = "from_nothing.json" if asked.sweeps is None else "from_nothing-sweeps.json"
     output = asked.output or Path(__file__).parent / "results" / name
-    told = whole([*kept(output, part), part])
+    told = whole([*kept(output, part), part], tasks_of(every))
     output.write_text(json.dumps(told, indent=1) + "\n")
 
     console = Console()

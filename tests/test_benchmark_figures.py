@@ -186,6 +186,7 @@ def twice() -> dict:
         "arms": ["dense", "moe", "narrow"],
         "runs": 60,
         "missing": 0,
+        "left": {},
         "calls": [{"seconds": 60, "devices": 2, "runs": 20}, {"seconds": 30, "devices": 2, "runs": 40}],
         "device_seconds": 180,
         "again": [
@@ -202,7 +203,9 @@ def test_the_time_from_nothing_is_told_with_its_devices_and_calls(twice):
     assert "2 at once, in 2 calls" in time
     assert "missing" not in time
     twice["missing"] = 7
-    assert "**7 are still missing.**" in again.told(twice)[0]
+    assert "**Still missing: 7 models.**" in again.told(twice)[0]
+    twice["left"] = {"controls": ["add7", "histogram"]}
+    assert "**Still missing: 7 models and controls (Addition and Histogram).**" in again.told(twice)[0]
 
 
 def test_the_sweeps_time_is_told_where_it_was_measured(twice, monkeypatch):

@@ -273,8 +273,10 @@ class TestFromNothing:
 
         alone = told("one", "add7")
         assert (alone["runs"], {row["task"] for row in alone["again"]}) == (6, {"add7"})
+        assert alone["left"] == {"controls": ["modular_addition", "histogram"]}
         both = told("two", "modular_addition", "histogram")
         assert both["runs"] == once["first"]["runs"]
+        assert both["left"] == once["first"]["left"] == {}
         assert [part["tasks"] for part in both["parts"]] == [["add7"], ["modular_addition", "histogram"]]
         assert both["device_seconds"] == pytest.approx(
             sum(call["seconds"] for call in both["calls"]), abs=0.1
@@ -312,6 +314,8 @@ class TestFromNothing:
         assert told["missing"] == 0
         assert told["command"].endswith("--profile smoke --sweeps sweep --tasks add7")
         assert told["again"] == []
+        assert "sweep" not in told["left"]
+        assert told["left"]["trees"] == ["add7", "modular_addition", "histogram"]
 
     def test_p_is_corrected_over_all_tasks(self) -> None:
         from from_nothing import corrected

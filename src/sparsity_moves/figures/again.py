@@ -38,7 +38,11 @@ def spent(found: dict[str, Any], what: str) -> str:
         f"{what} took {plain(found['device_seconds'] / 60, 1)} minutes of {found['device']}{''.join(how)} "
         f"(`{found['command']}`)."
     )
-    return time + (f" **{found['missing']} are still missing.**" if found["missing"] else "")
+    missing = [f"{found['missing']} models"] if found["missing"] else []
+    missing += [
+        f"{study} ({listed([SHORT_NAMES[t] for t in tasks])})" for study, tasks in found["left"].items()
+    ]
+    return time + (f" **Still missing: {listed(missing)}.**" if missing else "")
 
 
 def rows(found: dict[str, Any]) -> pl.DataFrame:
@@ -57,9 +61,8 @@ def rows(found: dict[str, Any]) -> pl.DataFrame:
 
 def told(found: dict[str, Any]) -> list[str]:
     """How long it took, and how many means differ: a paragraph each."""
-    what = (
-        f"**From nothing.** {found['runs']} models ({len(found['arms'])} arms of each task, all their seeds)"
-    )
+    each = "" if found["left"] else " of each task"
+    what = f"**From nothing.** {found['runs']} models ({len(found['arms'])} arms{each}, all their seeds)"
     time = f"{spent(found, what)} Training, looks, measures and storing count. One time: no interval."
     if not found["again"]:
         return [time]
