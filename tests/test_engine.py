@@ -254,6 +254,13 @@ class TestSeveralGpus:
             thread.join()
         assert seen == {0: (True, False), 1: (False, False), 2: (True, False)}
 
+    def test_a_turn_within_a_turn_is_an_error_and_no_deadlock(self):
+        for outer, inner in ((beside, products), (products, beside), (products, products), (beside, beside)):
+            with outer("fp32"), pytest.raises(AssertionError, match="has its turn already"), inner("tf32"):
+                pass
+        with beside("fp32"):
+            assert not ten_bits()
+
     def test_who_records_is_alone_and_is_not_made_to_wait_for_those_who_come_later(self):
         order, inside = [], threading.Event()
 

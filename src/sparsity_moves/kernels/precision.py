@@ -52,13 +52,24 @@ class _Turns:
 
 _TURNS = _Turns()
 _MINE = threading.local()
-"""`precision`: what this thread's own kernels round to, while it is beside others."""
+"""`inside`: whether this thread has its turn; `precision`: what its own kernels round to, beside others."""
+
+
+@contextmanager
+def _turn() -> Iterator[None]:
+    """Who waited for another turn within its own would wait for ever."""
+    assert not getattr(_MINE, "inside", False), "a thread that launches products has its turn already"
+    _MINE.inside = True
+    try:
+        yield
+    finally:
+        _MINE.inside = False
 
 
 @contextmanager
 def products(precision: str) -> Iterator[None]:
     """All products, the vendor's too, in fp32 or tf32, while no other thread launches any. Not to be nested."""
-    with _TURNS.one():
+    with _turn(), _TURNS.one():
         before = torch.backends.cuda.matmul.allow_tf32
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
         try:
@@ -73,7 +84,7 @@ def beside(precision: str) -> Iterator[None]:
 
     For forward passes: gradients are launched by a thread of PyTorch's, which knows nothing of it. Not to be nested.
     """
-    with _TURNS.many():
+    with _turn(), _TURNS.many():
         _MINE.precision = precision
         try:
             yield
