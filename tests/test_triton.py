@@ -19,7 +19,7 @@ if DEVICE == "cpu" and not INTERPRETED:
     def test_in_the_interpreter():
         pytest.importorskip("triton", reason="Triton is there on Linux only")
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
+            [sys.executable, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", __file__],
             env=os.environ | {"TRITON_INTERPRET": "1"},
             capture_output=True,
             text=True,
