@@ -203,6 +203,7 @@ def test_the_time_from_nothing_is_told_with_its_devices_and_calls(twice):
     assert "2 at once, in 2 calls" in time
     assert "missing" not in time
     twice["missing"] = 7
+    assert "60 models (of 3 arms of each task) took" in again.told(twice)[0]
     assert "**Still missing: 7 models.**" in again.told(twice)[0]
     twice["left"] = {"controls": ["add7", "histogram"]}
     assert "**Still missing: 7 models and controls (Addition and Histogram).**" in again.told(twice)[0]

@@ -61,8 +61,9 @@ def rows(found: dict[str, Any]) -> pl.DataFrame:
 
 def told(found: dict[str, Any]) -> list[str]:
     """How long it took, and how many means differ: a paragraph each."""
-    each = "" if found["left"] else " of each task"
-    what = f"**From nothing.** {found['runs']} models ({len(found['arms'])} arms{each}, all their seeds)"
+    arms = f"{len(found['arms'])} arms of each task"
+    of = f"of {arms}" if found["missing"] or found["left"] else f"{arms}, all their seeds"
+    what = f"**From nothing.** {found['runs']} models ({of})"
     time = f"{spent(found, what)} Training, looks, measures and storing count. One time: no interval."
     if not found["again"]:
         return [time]
