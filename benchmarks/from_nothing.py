@@ -18,6 +18,7 @@ import json
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -167,13 +168,16 @@ def main(arguments: list[str] | None = None) -> None:
     if unknown := sorted(set(asked.without) - set(arms)):
         raise UserError(f"no arm of the profile {asked.profile} is called {', '.join(unknown)}")
     every = [all_arms] if asked.sweeps is None else sweeps_of(all_arms, [])
-    chosen = [all_arms] if asked.sweeps is None else sweeps_of(all_arms, asked.sweeps)
+    chosen = sweeps_of(all_arms, asked.sweeps) if asked.sweeps else every
     tasks = [task for task in TASKS if task in asked.tasks]
 
-    def wanted(arm: str, spec: Spec) -> bool:
-        return arm not in asked.without and spec.task in tasks
+    def only(some: list[Study], of: Sequence[TaskName]) -> list[Study]:
+        def wanted(arm: str, spec: Spec) -> bool:
+            return arm not in asked.without and spec.task in of
 
-    chosen = [Study(study.name, tuple(run for run in study.runs if wanted(*run))) for study in chosen]
+        return [Study(study.name, tuple(run for run in study.runs if wanted(*run))) for study in some]
+
+    chosen = only(chosen, tasks)
     specs = list(dict.fromkeys(spec for study in chosen for spec in study.specs))
     more = ["--profile", asked.profile] if asked.profile != "paper" else []
     more += ["--workers", str(asked.workers)] if asked.workers else []
@@ -216,7 +220,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     name = "from_nothing.json" if asked.sweeps is None else "from_nothing-sweeps.json"
     output = asked.output or Path(__file__).parent / "results" / name
-    told = whole([*kept(output, part), part], tasks_of(every))
+    told = whole([*kept(output, part), part], tasks_of(only(every, TASKS)))
     output.write_text(json.dumps(told, indent=1) + "\n")
 
     console = Console()

@@ -296,7 +296,7 @@ class TestShards:
     """How runs are cut into fleets."""
 
     def test_a_fleet_is_runs_that_differ_in_their_seed_only(self):
-        cut = engine.shards(SPECS, 2)
+        cut = engine.shards(SPECS, 2, "cpu")
         assert all(len({spec.shape for spec in shard.specs}) == 1 for shard in cut)
         assert all(len(shard.specs) <= 2 for shard in cut)
         assert sorted(s.spec_id for shard in cut for s in shard.specs) == sorted(s.spec_id for s in SPECS)
@@ -306,22 +306,30 @@ class TestShards:
         sizes = {}
         for name in ("dense", "narrow", "moe", "moe_active", "tree"):
             specs = [arm(name, "paper", "histogram", seed) for seed in range(20)]
-            sizes[name] = [len(shard.specs) for shard in engine.shards(specs, 64)]
+            sizes[name] = [len(shard.specs) for shard in engine.shards(specs, 64, "cuda")]
         assert sizes.pop("tree") == [7, 7, 6]
         assert list(sizes.values()) == [[10, 10]] * 4
 
     def test_a_fleet_holds_no_more_than_there_is_room_for(self):
         """Open units alone are kept where experts are sorted, and all where they are masked."""
         few, all_ = (arm("moe", "paper", "histogram", 0, experts=16, top_k=k) for k in (1, 16))
-        assert planning.fitting(few) == int(12e9 / (4 * 100_000 * (2 * 32 + 14 * 128)))
-        assert planning.fitting(all_) == int(12e9 / (4 * 100_000 * (4 * 512 + 14 * 128)))
-        assert planning.fitting(replace(few, precision="fp32")) == planning.fitting(few)
-        assert planning.fitting(arm("dense", "paper", "histogram", 0, precision="fp32")) == planning.fitting(
-            all_
+        assert planning.most(few, "cuda") == int(12e9 / (4 * 100_000 * (2 * 32 + 14 * 128)))
+        assert planning.most(all_, "cuda") == int(12e9 / (4 * 100_000 * (4 * 512 + 14 * 128)))
+        assert planning.most(replace(few, precision="fp32"), "cuda") == planning.most(few, "cuda")
+        for masked in (
+            arm("dense", "paper", "histogram", 0, precision="fp32"),
+            replace(few, d_model=96, width=512),  # heads of 24 dimensions are the reference's
+        ):
+            held = 4 * 512 + 14 * masked.d_model
+            assert planning.most(masked, "cuda") == int(12e9 / (4 * 100_000 * held))
+        assert (
+            planning.most(few, "cpu")
+            == planning.most(all_, "cpu")
+            == int(8e9 / (4 * 100_000 * (2048 + 1792)))
         )
 
     def test_the_costliest_comes_first(self):
-        costs = [shard.cost for shard in engine.shards(SPECS, 2)]
+        costs = [shard.cost for shard in engine.shards(SPECS, 2, "cpu")]
         assert costs == sorted(costs, reverse=True)
 
 

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sparsity_moves.kernels.forms import fitting
 from sparsity_moves.kernels.grouped import open_experts
-from sparsity_moves.model import REFERENCE, Architecture, FeedForward, Kernels, Trace
+from sparsity_moves.model import REFERENCE, Architecture, Kernels, Trace
 
 
 def choose(
@@ -20,8 +21,7 @@ def choose(
     alone, where they are given."""
     ffn = architecture.ffn
     if device.type == "cuda":
-        d_head = architecture.d_head
-        if d_head & (d_head - 1) or architecture.d_model % 16:
+        if not fitting(architecture):
             return REFERENCE
         from sparsity_moves.kernels import triton
 
@@ -32,17 +32,6 @@ def choose(
     # With half the blocks open or more, sorting costs more than it saves.
     by_hand = ffn.router == "none" or 2 * ffn.top_k < ffn.experts
     return Kernels(feed_forward=open_experts) if by_hand else REFERENCE
-
-
-def whole(ffn: FeedForward, ten_bits: bool) -> bool:
-    """Whether a GPU computes an FFN in one pass, so that of its hidden units only the open ones are ever kept.
-
-    Experts where half of them or fewer are open, and a dense layer as one of these where products may round to ten
-    bits.
-    """
-    if ffn.router == "none":
-        return ten_bits
-    return ffn.router != "tree" and 2 * ffn.top_k <= ffn.experts
 
 
 def cross_entropy(trace: Trace, targets: Int[Tensor, "M B R"]) -> Float[Tensor, "M B R"]:
@@ -56,4 +45,4 @@ def cross_entropy(trace: Trace, targets: Int[Tensor, "M B R"]) -> Float[Tensor, 
     return F.cross_entropy(classes_first, targets.flatten(1), reduction="none").view(targets.shape)
 
 
-__all__ = ["choose", "cross_entropy", "open_experts", "whole"]
+__all__ = ["choose", "cross_entropy", "open_experts"]

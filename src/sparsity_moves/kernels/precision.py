@@ -52,24 +52,24 @@ class _Turns:
 
 _TURNS = _Turns()
 _MINE = threading.local()
-"""`inside`: whether this thread has its turn; `precision`: what its own kernels round to, beside others."""
+"""`precision`: what this thread's own kernels round to, while it has its turn."""
 
 
 @contextmanager
-def _turn() -> Iterator[None]:
+def _turn(precision: str) -> Iterator[None]:
     """Who waited for another turn within its own would wait for ever."""
-    assert not getattr(_MINE, "inside", False), "a thread that launches products has its turn already"
-    _MINE.inside = True
+    assert not hasattr(_MINE, "precision"), "a thread that launches products has its turn already"
+    _MINE.precision = precision
     try:
         yield
     finally:
-        _MINE.inside = False
+        del _MINE.precision
 
 
 @contextmanager
 def products(precision: str) -> Iterator[None]:
     """All products, the vendor's too, in fp32 or tf32, while no other thread launches any. Not to be nested."""
-    with _turn(), _TURNS.one():
+    with _turn(precision), _TURNS.one():
         before = torch.backends.cuda.matmul.allow_tf32
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
         try:
@@ -84,15 +84,12 @@ def beside(precision: str) -> Iterator[None]:
 
     For forward passes: gradients are launched by a thread of PyTorch's, which knows nothing of it. Not to be nested.
     """
-    with _turn(), _TURNS.many():
-        _MINE.precision = precision
-        try:
-            yield
-        finally:
-            del _MINE.precision
+    with _turn(precision), _TURNS.many():
+        yield
 
 
 def ten_bits() -> bool:
-    """Whether a kernel that is launched now may round its factors to ten bits."""
-    mine = getattr(_MINE, "precision", None)
-    return bool(torch.backends.cuda.matmul.allow_tf32) if mine is None else mine == "tf32"
+    """Whether a kernel that is launched now may round its factors to ten bits, as fp16 has them, too."""
+    if hasattr(_MINE, "precision"):
+        return bool(_MINE.precision == "tf32")
+    return bool(torch.backends.cuda.matmul.allow_tf32)  # gradients have a thread of their own

@@ -123,8 +123,8 @@ def _drawn(
 ) -> Int[Tensor, "2 M drawn"]:
     """Every model's pairs at one read-out; its seed decides them, at whichever moment."""
     digits, operations = digit.cpu(), subject.sequences.operations[:, :, position].cpu()
-    first = {seed: m for m, seed in reversed(list(enumerate(subject.seeds)))}
-    of = {seed: _pairs(digits[m], operations[m], seed, position, ways, pairs) for seed, m in first.items()}
+    models = {seed: m for m, seed in enumerate(subject.seeds)}
+    of = {seed: _pairs(digits[m], operations[m], seed, position, ways, pairs) for seed, m in models.items()}
     return torch.stack([of[seed] for seed in subject.seeds], 1).to(digit.device)
 
 

@@ -23,9 +23,10 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparsity_moves.kernels import whole
+from sparsity_moves.kernels.forms import in_one_pass
+from sparsity_moves.kernels.precision import ten_bits
 from sparsity_moves.kernels.triton.feedforward import CODES, _phi, _phi_slope, masked
-from sparsity_moves.kernels.triton.linear import LARGEST, PROGRAMS, _magnified, halved, padded, precision
+from sparsity_moves.kernels.triton.linear import LARGEST, PROGRAMS, _magnified, padded, precision
 from sparsity_moves.kernels.triton.segments import add_chunks
 from sparsity_moves.model.architecture import FeedForward, Parameters
 from sparsity_moves.model.routing import Routing
@@ -519,7 +520,7 @@ class _Grouped(torch.autograd.Function):
         experts = gates.shape[-1]
         width = w_in.shape[-1] // experts
         x, gates = x.contiguous(), gates.contiguous()
-        half = halved()
+        half = ten_bits()
         ctx.sizes = at_once = sizes(d_model, half, w_up is not None)
         by = of_one(x, at_once.chunk) if experts == 1 else dispatch(chosen, top_k, at_once.chunk)
         ctx.added = added
@@ -702,7 +703,7 @@ def feed_forward(
     added: bool = False,
 ) -> Float[Tensor, "M N D"]:
     """The FFN's output, and x too where it is `added`: of the open experts where that is one pass, else masked."""
-    if whole(ffn, halved()):
+    if in_one_pass(ffn, ten_bits()):
         return open_experts(ffn, p, name, x, routing, added)
     out = masked(ffn, p, name, x, routing)
     return x + out if added else out

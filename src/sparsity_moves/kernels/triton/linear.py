@@ -33,11 +33,6 @@ def precision() -> str:
     return "tf32" if ten_bits() else "tf32x3"
 
 
-def halved() -> bool:
-    """Whether products may round their factors to ten bits, as fp16 has them too."""
-    return precision() == "tf32"
-
-
 def summed_product(x: Float[Tensor, "M N I"], d: Float[Tensor, "M N O"]) -> Float[Tensor, "M I O"]:
     """xᵀ d. A long sum with few outputs leaves most of a GPU idle, so it is cut into a few that are added up."""
     models, tokens = x.shape[:2]
@@ -140,7 +135,7 @@ class _Linear(torch.autograd.Function):
         ctx.biased, ctx.added = bias is not None, onto is not None
         models, tokens, inputs = x.shape
         outputs = weight.shape[2]
-        ctx.at_once = halved() and max(inputs, outputs) <= WIDEST
+        ctx.at_once = ten_bits() and max(inputs, outputs) <= WIDEST
         if not ctx.at_once:
             y = x @ weight if bias is None else torch.baddbmm(bias[:, None], x, weight)
             return y if onto is None else y.add_(onto)

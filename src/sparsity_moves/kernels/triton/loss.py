@@ -18,7 +18,8 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparsity_moves.kernels.triton.linear import WIDEST, _magnified, halved, padded, runs, summed_product
+from sparsity_moves.kernels.precision import ten_bits
+from sparsity_moves.kernels.triton.linear import WIDEST, _magnified, padded, runs, summed_product
 
 
 @triton.jit
@@ -176,7 +177,7 @@ def cross_entropy(
     x: Float[Tensor, "M B R D"], unembed: Float[Tensor, "M D C"], targets: Int[Tensor, "M B R"]
 ) -> Float[Tensor, "M B R"]:
     """-log softmax(x @ unembed)[target] of every answer. Its gradient can be taken once."""
-    if halved() and max(unembed.shape[1:]) <= WIDEST:
+    if ten_bits() and max(unembed.shape[1:]) <= WIDEST:
         out: Tensor = _Unwritten.apply(
             x.flatten(1, 2).contiguous(), unembed.contiguous(), targets.flatten(1).contiguous()
         )

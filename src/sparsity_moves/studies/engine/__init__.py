@@ -120,7 +120,7 @@ def run(
     try:
         place = start(engine, store, checkpoints, workers, address, keep_every)
         try:
-            queue = shards(todo, stack or STACK[place.device])
+            queue = shards(todo, stack or STACK[place.device], place.device)
             end = None if minutes is None else time.monotonic() + 60 * minutes
             return _run(queue, store, place, claims, moment, measured, end, quiet)
         finally:

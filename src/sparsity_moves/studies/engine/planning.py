@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from sparsity_moves.kernels import whole
+from sparsity_moves.kernels.forms import fitting, in_one_pass
 from sparsity_moves.model import count
 from sparsity_moves.store import Broken, Store
 from sparsity_moves.store.tables import checkpoint_name
@@ -16,7 +16,7 @@ from sparsity_moves.training import Spec
 
 STACK = {"cpu": 8, "cuda": 64}
 """Models a fleet. On a CPU, eight of add-7 take a tenth less time than twice four, and sixteen gain no more."""
-ROOM = 12e9
+ROOM = {"cpu": 8e9, "cuda": 12e9}
 """Bytes of a step's activations that a fleet may fill, so that those side by side fit a GPU of 80 GB."""
 
 
@@ -44,7 +44,7 @@ def sequences(spec: Spec) -> int:
     return spec.batch or len(spec.task_object.training_pool(spec.seed, 0, spec.pool))
 
 
-def fitting(spec: Spec) -> int:
+def most(spec: Spec, device: str) -> int:
     """Models of which a step's activations fit `ROOM`.
 
     At every token they are fourteen numbers a dimension of the stream, most of them of attention, and four a hidden
@@ -52,13 +52,14 @@ def fitting(spec: Spec) -> int:
     """
     task = spec.task_object
     tokens = (len(task.read_out) + (spec.depth - 1) * task.length) * sequences(spec)
-    ffn = spec.architecture.ffn
-    open_alone = not spec.dropout and whole(ffn, spec.precision == "tf32")
+    architecture, ffn = spec.architecture, spec.architecture.ffn
+    passes = device == "cuda" and fitting(architecture) and not spec.dropout
+    open_alone = passes and in_one_pass(ffn, spec.precision == "tf32")
     units = 2 * ffn.top_k * ffn.expert_width if open_alone else 4 * spec.width
-    return max(1, int(ROOM / (4 * tokens * (units + 14 * spec.d_model))))
+    return max(1, int(ROOM[device] / (4 * tokens * (units + 14 * spec.d_model))))
 
 
-def shards(specs: Iterable[Spec], stack: int) -> list[Shard]:
+def shards(specs: Iterable[Spec], stack: int, device: str) -> list[Shard]:
     """Fleets of at most `stack` runs that differ in their seeds only, nor more than fit, and of about one size where
     there are several; the costliest first."""
     groups: dict[Spec, dict[str, Spec]] = defaultdict(dict)
@@ -66,8 +67,9 @@ def shards(specs: Iterable[Spec], stack: int) -> list[Shard]:
         groups[spec.shape][spec.spec_id] = spec
     cut = []
     for shape, group in groups.items():
-        models, most = list(group.values()), min(stack, fitting(shape))
-        size = ceil(len(models) / ceil(len(models) / most))
+        models = list(group.values())
+        fleets = ceil(len(models) / min(stack, most(shape, device)))
+        size = ceil(len(models) / fleets)
         cut += [Shard(tuple(models[i : i + size])) for i in range(0, len(models), size)]
     return sorted(cut, key=lambda shard: -shard.cost)
 
