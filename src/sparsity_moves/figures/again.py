@@ -131,7 +131,7 @@ def differences(found: dict[str, Any]) -> Figure:
         chart.add_params(selected("measure_chosen", "Measure:", SHOWN)),
         name="again",
         caption=(
-            "Every arm trained a second time: the difference of its mean over seeds, paired, with the 95\u00a0% "
+            "Arms trained a second time: the difference of each mean over seeds, paired, with the 95\u00a0% "
             f"percentile bootstrap interval; {at}. Red: differs after correction."
         ),
         alt="Intervals of differences, a row an arm, a panel a task. "
