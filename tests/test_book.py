@@ -25,9 +25,9 @@ import altair as alt
 import polars as pl
 import pytest
 import yaml
-from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
 
+from axe import violations
 from sparsity_moves import cli, studies
 from sparsity_moves.errors import UserError
 from sparsity_moves.figures.book_renderer import show
@@ -135,12 +135,6 @@ class Visitor:
     def close(self) -> None:
         for page in self.pages:
             page.close()
-
-
-def violations(page: Page) -> list[str]:
-    """What axe-core finds wrong, each with the first element concerned."""
-    found = Axe().run(page).response["violations"]
-    return [f"{v['id']}: {v['help']} — {v['nodes'][0]['html'][:120]}" for v in found]
 
 
 def idle_controls(page: Page) -> list[str]:

@@ -24,7 +24,8 @@ export function mount(el, given) {
   const armBoxes = h("div", { class: "runs-arms", tabindex: 0, role: "group", "aria-label": "Arms" });
   const armTitle = h("summary", {}, "Arms");
   const state = h("p", { class: "runs-state" }), spoken = h("p", { class: "runs-hidden", role: "status" });
-  const scatter = h("canvas", { class: "runs-points", role: "img" }), lines = h("canvas", { role: "img" });
+  // Their names before there is anything to draw; with the runs, what is drawn.
+  const scatter = h("canvas", { class: "runs-points", role: "img", "aria-label": "Every run" }), lines = h("canvas", { role: "img", "aria-label": "Over training" });
   const curveNote = h("p", {}), heads = h("div", {}), table = h("div", { class: "runs-scroll", tabindex: 0, role: "region", "aria-label": "The brushed runs" });
   const csv = h("a", { download: "runs.csv", href: "#" }, "Data of these runs (CSV)"), link = given.links ? h("a", { href: "#" }, "Link to this view") : null;
   const choose = (which) => () => change({ arms: which() });
