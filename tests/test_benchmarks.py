@@ -354,3 +354,47 @@ class TestTheLab:
         assert set(record["experts"]) == {str(n) for n in EXPERTS}
         assert record["about"]["rounds"] >= 3
         assert all(len(v) == record["about"]["rounds"] for v in record["experts"]["8"].values())
+
+
+class TestTheExplorer:
+    def test_the_goal_is_missed_when_no_round_reached_it(self) -> None:
+        from explorer_speed import missed
+
+        record = {"pages": {"explorer": {"picture": [140.0, 101.0]}}}
+        assert missed(record) == "brush to picture: 101 ms, where 100 ms is the goal"
+        record["pages"]["explorer"]["picture"].append(99.0)
+        assert missed(record) is None
+
+    def test_the_committed_table_was_measured_in_several_rounds_on_all_runs_of_the_task(self) -> None:
+        from explorer_speed import MOMENT, PAGES, RESULT, ROOT, TASK
+        from sparsity_moves.store import Store
+        from sparsity_moves.store.tables import RUNS
+
+        record = json.loads(RESULT.read_text(encoding="utf-8"))
+        rows = Store(ROOT / "results" / "paper").table(RUNS).filter(task=TASK, moment=MOMENT)
+        assert record["about"]["runs"] == rows["spec_id"].n_unique()
+        assert set(record["pages"]) == set(PAGES)
+        assert record["about"]["rounds"] >= 3
+        for found in record["pages"].values():
+            assert {len(values) for values in found.values()} == {record["about"]["rounds"]}
+
+    def test_a_brush_that_changes_nothing_is_no_measurement(self, browser, tmp_path: Path) -> None:
+        from explorer_speed import PAGE, moved
+
+        body = '<div id="chart"><canvas></canvas></div><script>window.view = {runAsync() {}}</script>'
+        (tmp_path / "still.html").write_text(PAGE.format(body), encoding="utf-8")
+        with pytest.raises(RuntimeError, match="the brush moved and the picture did not"):
+            moved(browser, "points", (tmp_path / "still.html").as_uri())
+
+    def test_the_brush_of_all_three_pages_is_timed(self, browser, tmp_path: Path) -> None:
+        from explorer_speed import PAGE, chart, explorer_page, moved, vega_page
+        from test_explorer import planted
+
+        runs = planted()
+        pages = {"explorer": explorer_page(runs, tmp_path)}
+        pages |= {name: vega_page(chart(runs, linked=name == "linked")) for name in ("points", "linked")}
+        for name, body in pages.items():
+            (tmp_path / f"{name}.html").write_text(PAGE.format(body), encoding="utf-8")
+            took, _ = moved(browser, name, (tmp_path / f"{name}.html").as_uri())
+            assert len(took) == 20
+            assert min(took) > 0

@@ -12,7 +12,17 @@ import pytest
 from playwright.sync_api import Browser
 
 from sparsity_moves import studies
-from sparsity_moves.figures import agreement, curves, differences, prose, reference, sizes, sweep, words
+from sparsity_moves.figures import (
+    agreement,
+    brushing,
+    curves,
+    differences,
+    prose,
+    reference,
+    sizes,
+    sweep,
+    words,
+)
 from sparsity_moves.figures.ablation import LANES, component_ablation
 from sparsity_moves.figures.answer import answer
 from sparsity_moves.figures.book_renderer import DATA_DIR, to_json
@@ -261,6 +271,22 @@ class TestAgreement:
         assert "| 4 | 2.0 (1.0 to 3.0) | 4.0 | 1.5 (1.0 to 4.0) |" in said
         assert "after 200 (100 to 300) ms" in said
         assert "thread is 15 ms" in said
+
+    def test_how_soon_the_explorer_follows_is_told_beside_vega_lite(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(brushing, "committed", lambda pattern: {})
+        assert "not been measured yet" in brushing.speed()
+        pages = {"explorer": [20.0, 18.0, 31.0], "points": [17.0] * 3, "linked": [40.0, 50.0, 60.0]}
+        about = {"cores": 2, "chromium": "9.1", "rounds": 3, "runs": 3304}
+        found = {"about": about, "pages": {name: {"picture": values} for name, values in pages.items()}}
+        monkeypatch.setattr(brushing, "committed", lambda pattern: {"explorer_speed": found})
+        said = brushing.speed()
+        assert "all 3\u202f304 runs of add-7" in said
+        assert (
+            "after 20 (18 to 31) ms; a Vega-Lite chart takes 17 ms for the points alone, 50 (40 to 60) ms"
+            in said
+        )
 
     def test_the_committed_table_has_the_seeds_it_was_asked_for(self) -> None:
         path = Path(__file__).parents[1] / "benchmarks" / "results" / "lab_agreement.json"

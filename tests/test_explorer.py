@@ -1,5 +1,5 @@
-"""All the runs in a real browser: what Python packed comes out again, the brush picks what it covers in under a tenth
-of a second, and nobody is left out or let in."""
+"""All the runs in a real browser: what Python packed comes out again, the brush picks what it covers, and nobody is
+left out or let in."""
 
 import base64
 import csv
@@ -28,7 +28,7 @@ from sparsity_moves.widgets.explorer.data import MEASURES, chunks, models, packe
 from sparsity_moves.widgets.explorer.widget import Explorer, element, explorer, index, write
 
 ROOT = Path(__file__).parents[1]
-PICTURE, TASK, PAGE_BYTES, ALL_RUNS = 100.0, 100.0, 2_000_000, 5_219
+PAGE_BYTES = 2_000_000
 BARE = (
     "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
     "<title>Runs</title><link rel=icon href='data:,'>"
@@ -84,8 +84,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pl.concat([other.curves, one.curves]),
     )
     put(place, "twins", {"paper": both})
-    arms = tuple(dict.fromkeys(["dense", "moe", *studies.ARMS]))[:16]
-    put(place, "all", {"paper": planted(-(-ALL_RUNS // len(arms)), arms=arms)})
     return place
 
 
@@ -302,55 +300,44 @@ class TestTheBrush:
 
     def test_curves_are_those_of_the_brushed_runs(self, opened: Opened) -> None:
         page = opened()
-        picture = "() => document.querySelectorAll('.runs canvas:not(.runs-sample)')[1].toDataURL()"
+        picture = "() => document.querySelectorAll('.runs canvas')[1].toDataURL()"
         all_of_them = page.evaluate(picture)
         edges(page, None, None, 46, None)
         brushed(page)
         assert page.evaluate(picture) != all_of_them
         assert "loaded" not in page.get_by_text("One line a run").inner_text()
 
-    def test_from_brush_to_picture_in_a_tenth_of_a_second_on_all_rows(self, opened: Opened) -> None:
-        page = opened("all.html")
+    def test_many_moves_are_one_picture_and_the_slow_parts_wait_for_rest(self, opened: Opened) -> None:
+        """How soon they come is for `benchmarks/explorer_speed.py` to say: no test should depend on the machine."""
+        page = opened()
+        pictures, tables = page.evaluate(MOVES)
+        assert (pictures, tables) == (1, 1)
+        assert 0 < brushed(page) < 16
+
+    def test_only_the_two_pictures_are_canvases(self, opened: Opened) -> None:
+        """A browser gives each a layer of its own: one a row and arm held up the page for more than 100 ms."""
+        page = opened()
         page.locator("summary").click()
-        page.get_by_role("button", name="All arms").click()
-        page.wait_for_function("() => !/loaded/.test(document.querySelector('.runs-pictures p').textContent)")
-        assert brushed(page) >= ALL_RUNS
-        for _ in range(5):  # what else the machine does can only make a time longer
-            took, longest = page.evaluate(MOVES)
-            if np.median(took) < PICTURE and longest < TASK:
-                break
-        print(
-            f"brush to picture: {np.median(took):.0f} ms, at most {max(took):.0f}; longest task {longest:.0f} ms"
-        )
-        assert np.median(took) < PICTURE
-        assert longest < TASK
+        assert page.locator(".runs-sample").count() == 2 + 16  # arms and rows
+        assert page.locator(".runs canvas").count() == 2
 
 
 MOVES = """async () => {
     const canvas = document.querySelector(".runs-points"), box = canvas.getBoundingClientRect();
-    const took = [], tasks = [0];
-    const seen = new PerformanceObserver((list) => tasks.push(...list.getEntries().map((e) => e.duration)));
-    seen.observe({ type: "longtask" });
+    const pen = canvas.getContext("2d"), clear = pen.clearRect.bind(pen);
+    let pictures = 0, tables = 0;
+    pen.clearRect = (...where) => { pictures++; clear(...where); };
+    new MutationObserver(() => tables++).observe(document.querySelector(".runs-scroll"), { childList: true });
     const say = (kind, x, y) => canvas.dispatchEvent(
         new PointerEvent(kind, { clientX: box.x + x, clientY: box.y + y, pointerId: 1, bubbles: true }));
-    const painted = () => new Promise((go) => requestAnimationFrame(() => {
-        const after = new MessageChannel();
-        after.port1.onmessage = go;
-        after.port2.postMessage(0);
-    }));
     canvas.setPointerCapture = () => {};
     say("pointerdown", 60, 20);
-    for (let i = 1; i <= 20; i++) {
-        const start = performance.now();
-        say("pointermove", 60 + i * 16, 20 + i * 11);
-        await painted();
-        took.push(performance.now() - start);
-    }
-    say("pointerup", 60 + 320, 20 + 220);
-    await new Promise((go) => setTimeout(go, 800));
-    return [took, Math.max(...tasks)];
+    for (let i = 1; i <= 20; i++) say("pointermove", 60 + i * 16, 20 + i * 11);
+    while (!tables) await new Promise((go) => setTimeout(go, 50));
+    await new Promise((go) => setTimeout(go, 300));
+    return [pictures, tables];
 }"""
-"""Twenty moves of the brush: milliseconds from each to its picture; the longest task, 0 where none took 50 ms."""
+"""Twenty moves of the brush between two frames: how often the points were drawn, and the table made anew."""
 
 
 class TestTheLink:

@@ -1,10 +1,10 @@
 """Does the trainer in the page find what the book's does, and how fast is it? Told from the committed benchmarks."""
 
 import json
-import statistics
 from pathlib import Path
 from typing import Any
 
+from sparsity_moves.figures.benchmarks import rounds
 from sparsity_moves.figures.claim_words import signed
 from sparsity_moves.figures.prose import mean
 from sparsity_moves.figures.summary import summary
@@ -66,10 +66,10 @@ def speed() -> str:
     about, lines = told["about"], []
     for experts, row in told["experts"].items():
         both = zip(row["steps a second"], row["plain steps a second"], strict=True)
-        cells = _rounds(row["learned"]), _rounds(row["done"]), _rounds([page / plain for page, plain in both])
+        cells = rounds(row["learned"]), rounds(row["done"]), rounds([page / plain for page, plain in both])
         lines.append(f"| {experts} | {' | '.join(cells)} |")
     answer, task = (
-        _rounds([1000 * seconds for seconds in told["page"][name]], 0) for name in ("answer", "longest task")
+        rounds([1000 * seconds for seconds in told["page"][name]], 0) for name in ("answer", "longest task")
     )
     return (
         f"How fast is it? On {about['cores']} cores, in Chromium {about['chromium'].split('.')[0]}, pictures "
@@ -81,10 +81,3 @@ def speed() -> str:
         f"A slider moved in training shows the new model's numbers after {answer} ms; the longest that any task "
         f"of the page took its thread is {task} ms."
     )
-
-
-def _rounds(values: list[float], digits: int = 1) -> str:
-    """Their median and range."""
-    low, high = (f"{end:.{digits}f}" for end in (min(values), max(values)))
-    middle = f"{statistics.median(values):.{digits}f}"
-    return middle if low == high else f"{middle} ({low} to {high})"

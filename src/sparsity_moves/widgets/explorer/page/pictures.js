@@ -84,13 +84,14 @@ function symbol(pen, shape, x, y, r) {
   }
 }
 
+// A symbol for a list: SVG, since each canvas is a layer of its own to the browser, and a hundred hold up the page.
 export function sample({ colour, shape }) {
-  const canvas = h("canvas", { width: 28, height: 28, class: "runs-sample", "aria-hidden": true }), pen = canvas.getContext("2d");
-  pen.beginPath();
+  const steps = [], pen = {
+    moveTo: (x, y) => steps.push(`M${x} ${y}`), lineTo: (x, y) => steps.push(`L${x} ${y}`), closePath: () => steps.push("Z"),
+    arc: (x, y, r) => steps.push(`A${r} ${r} 0 0 0 ${x - r} ${y}A${r} ${r} 0 0 0 ${x + r} ${y}`),
+  };
   symbol(pen, shape, 14, 14, 9);
-  pen.fillStyle = colour;
-  pen.fill();
-  return canvas;
+  return s("svg", { viewBox: "0 0 28 28", class: "runs-sample", "aria-hidden": true }, s("path", { d: steps.join(""), fill: colour }));
 }
 
 // Every shown model; those outside of the brush faint, the reader's own with a rim, picked ones ringed. Gives the scales back.
