@@ -20,6 +20,8 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -97,36 +99,49 @@ def answer(page: Page) -> float:
     )
 
 
-def longest_task(browser: Browser, page: Page, meanwhile: str = "") -> float:
-    """Seconds of the page's longest task while it trains and a slider is moved now and then.
+@contextmanager
+def tasks_of(browser: Browser, page: Page) -> Iterator[list[float]]:
+    """The seconds that each task of the page took meanwhile, there at the end.
 
-    In the time of the page's own thread, so that other programs on the machine do not count. `meanwhile` is
-    evaluated in the page at the end.
+    In the time of the page's own thread, so that other programs on the machine do not count.
     """
+    tasks: list[float] = []
     browser.start_tracing(page=page, categories=["toplevel", "devtools.timeline", "__metadata"])
-    page.get_by_role("button", name="Train").click()
-    for experts in (1, 16, 2):
-        page.wait_for_timeout(700)
-        set_slider(page, "experts", experts)
-    page.wait_for_timeout(700)
-    if meanwhile:
-        page.evaluate(meanwhile)
+    try:
+        yield tasks
         page.wait_for_timeout(200)  # a task still open when the trace ends has no length in it
-    events = json.loads(browser.stop_tracing())["traceEvents"]
+    finally:
+        trace = browser.stop_tracing()
+    events = json.loads(trace)["traceEvents"]
     mains = {
         (e["pid"], e["tid"])
         for e in events
         if e["name"] == "thread_name" and e["args"]["name"] == "CrRendererMain"
     }
-    tasks = [
+    tasks += [
         e["tdur"] / 1e6
         for e in events
         if (e["pid"], e["tid"]) in mains and e["name"].endswith("RunTask") and "tdur" in e
     ]
     if len(tasks) < 100:
         raise RuntimeError(
-            f"the trace holds {len(tasks)} tasks of the page's thread, too few to be one of a training"
+            f"the trace holds {len(tasks)} tasks of the page's thread, too few to be one of a page at work"
         )
+
+
+def longest_task(browser: Browser, page: Page, meanwhile: str = "") -> float:
+    """Seconds of the page's longest task while it trains and a slider is moved now and then.
+
+    `meanwhile` is evaluated in the page at the end.
+    """
+    with tasks_of(browser, page) as tasks:
+        page.get_by_role("button", name="Train").click()
+        for experts in (1, 16, 2):
+            page.wait_for_timeout(700)
+            set_slider(page, "experts", experts)
+        page.wait_for_timeout(700)
+        if meanwhile:
+            page.evaluate(meanwhile)
     return max(tasks)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 import kernel
 from axe import violations
+from lab_speed import tasks_of
 from sparsity_moves.figures.book_renderer import DATA_DIR
 from sparsity_moves.measures.ablation import component_ablation
 from sparsity_moves.model import Parameters, Trace, forward
@@ -33,7 +34,8 @@ from test_lab_trainer import Mulberry32
 
 PAPER = Path(__file__).parents[1] / "results" / "paper"
 EXACT = 1e-5
-TASK, REROUTED = 100.0, 60
+TASK = 0.1  # seconds
+REROUTED = 60
 INPUTS = 150
 """The inputs that means are taken over where only logits are looked at."""
 SHELL = (
@@ -510,24 +512,26 @@ class TestPage:
             page.wait_for_function(f"() => {SETTLED}")
 
     def test_no_task_holds_the_page_up(self, opened: Opened) -> None:
-        longest = []
-        for _ in range(3):
-            page = settle(
-                opened(
-                    script="window.long = []; new PerformanceObserver((list) => "
-                    "window.long.push(...list.getEntries().map((e) => e.duration))).observe({type: 'longtask'})"
-                )
-            )
-            page.evaluate("() => (window.long = [])")
+        """What else the machine does can only make a task longer, so the best of three counts."""
+        assert any(self.longest(opened) < TASK for _ in range(3))
+
+    def test_a_task_that_holds_the_page_up_is_seen(self, opened: Opened) -> None:
+        busy = (
+            "() => { let x = 1; for (let i = 0; i < 4e8; i++) x = (Math.imul(x, 1103515245) + 12345) | 0; }"
+        )
+        # Thrice, as above: a sandbox that counts a thread's time in ticks can miss most of them.
+        assert any(self.longest(opened, busy) > TASK for _ in range(3))
+
+    def longest(self, opened: Opened, meanwhile: str = "() => {}") -> float:
+        """Seconds of the page's longest task while it opens another model and takes a component from it."""
+        page = settle(opened())
+        with tasks_of(opened.browser, page) as tasks:
             page.locator(".bench [name=task]").select_option("modular_addition")
             page.wait_for_timeout(300)
             page.locator(".bench [name=ffn]").select_option("m")
             settle(page)
-            longest.append(max(page.evaluate("() => window.long"), default=0))
-            page.close()
-            if longest[-1] < TASK:
-                break
-        assert min(longest) < TASK
+            page.evaluate(meanwhile)
+        return max(tasks)
 
     def test_another_tasks_numbers_are_never_taken_for_this_ones(self, opened: Opened) -> None:
         page = settle(opened())

@@ -3,14 +3,11 @@
 import importlib.util
 import json
 import math
-import sys
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 from peers import fleet, plain, vmap
 from peers.work import Problem, Work, work

@@ -6,7 +6,6 @@ The page under test is the directive's own element in a bare page; `test_book.py
 import gzip
 import itertools
 import json
-import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -19,6 +18,7 @@ from playwright.sync_api import Browser, Page
 
 import kernel
 from axe import violations
+from lab_speed import LEARNED, PAGE, PATIENCE, answer, learned_and_done, longest_task, set_slider, until
 from sparsity_moves.errors import UserError
 from sparsity_moves.figures.book_renderer import DATA_DIR
 from sparsity_moves.studies.arms import TREES as TREE_ARMS
@@ -28,10 +28,6 @@ from sparsity_moves.widgets.lab.module import config, joined, module
 from sparsity_moves.widgets.lab.page_html import element, fragment, recorded
 from sparsity_moves.widgets.lab.recipes import CONTROLS, checked, defaults, spec_of
 from sparsity_moves.widgets.lab.widget import Lab, lab
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
-from lab_speed import LEARNED, PAGE, PATIENCE, answer, learned_and_done, longest_task, set_slider, until
 
 TREES = [name for name in TREE_ARMS if name != "tree_active"]  # which the number of trees makes of `tree`
 TASK, SIZE = 0.1, 60_000  # seconds, bytes
