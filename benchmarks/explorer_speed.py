@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
 import statistics
 import sys
 import tempfile
@@ -24,11 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import altair as alt
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from browsing import PATIENCE, bare_page, launched
+from sparsity_moves.figures.benchmarks import rounds
 from sparsity_moves.figures.book_renderer import vega_bundle
 from sparsity_moves.store import Store
 from sparsity_moves.studies.engine import cores
@@ -41,12 +41,6 @@ RESULT = Path(__file__).parent / "results" / "explorer_speed.json"
 TASK, MOMENT = "add7", "first_best"
 ACROSS, UP = "no_attention_accuracy", "no_ffn_accuracy"  # the explorer's own first view
 GOAL = 100.0
-PATIENCE = 300_000  # milliseconds, after which something hangs
-PAGE = (
-    "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-    "<title>Runs</title><link rel=icon href='data:,'><style>:root{{color-scheme:light dark}}</style>"
-    "<main><h1>Runs</h1>{}</main>"
-)
 PAGES = {
     "explorer": "The explorer: points and curves",
     "points": "Vega-Lite: points",
@@ -172,9 +166,7 @@ def table(record: dict[str, Any]) -> Table:
     shown = Table("page", "brush to picture, ms", "slowest move, ms", "longest task, ms")
     for name, found in record["pages"].items():
         columns = (found[key] for key in ("picture", "slowest", "longest task"))
-        shown.add_row(
-            PAGES[name], *(f"{statistics.median(c):.0f} ({min(c):.0f}-{max(c):.0f})" for c in columns)
-        )
+        shown.add_row(PAGES[name], *(rounds(values, 0) for values in columns))
     return shown
 
 
@@ -187,13 +179,8 @@ def main() -> None:
     if asked.rounds < 1:
         parser.error("--rounds must be 1 or more")
     console = Console()
-    browser_path = next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-    )
-    if not browser_path:
-        sys.exit("No Chromium is installed, so the page cannot be timed.")
     evidence = Evidence.of(Store(ROOT / "results" / "paper"))
-    with tempfile.TemporaryDirectory() as place, sync_playwright() as playwright:
+    with tempfile.TemporaryDirectory() as place, launched() as browser:
         folder = Path(place)
         bodies = {
             "explorer": explorer_page(evidence, folder),
@@ -201,11 +188,7 @@ def main() -> None:
             "linked": vega_page(chart(evidence, linked=True)),
         }
         for name, body in bodies.items():
-            (folder / f"{name}.html").write_text(PAGE.format(body), encoding="utf-8")
-        root = hasattr(os, "geteuid") and os.geteuid() == 0  # whom Chromium lets in without its sandbox only
-        browser = playwright.chromium.launch(
-            executable_path=browser_path, args=["--no-sandbox"] if root else []
-        )
+            (folder / f"{name}.html").write_text(bare_page("Runs", body), encoding="utf-8")
         pages: dict[str, dict[str, list[float]]] = {
             name: {"picture": [], "slowest": [], "longest task": []} for name in PAGES
         }
@@ -222,7 +205,6 @@ def main() -> None:
             "rounds": asked.rounds,
             "runs": evidence.rows.filter(task=TASK, moment=MOMENT)["spec_id"].n_unique(),
         }
-        browser.close()
     record = {"about": about, "pages": pages}
     console.print(table(record))
     RESULT.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

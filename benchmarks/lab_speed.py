@@ -14,25 +14,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 import plain_loop
+from browsing import PATIENCE, bare_page, launched, tasks_of
+from sparsity_moves.figures.benchmarks import rounds
 from sparsity_moves.studies.engine import cores
 from sparsity_moves.training.data import batches
 from sparsity_moves.widgets.lab.page_html import element
@@ -42,15 +39,9 @@ RESULT = Path(__file__).parent / "results" / "lab_speed.json"
 EXPERTS = (1, 2, 4, 8, 16)
 GOALS = {"learned": 10.0, "answer": 0.5, "longest task": 0.1}
 PLAIN_STEPS = 100
-PAGE = (
-    "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-    "<title>Lab</title><link rel=icon href='data:,'><style>:root{{color-scheme:light dark}}</style>"
-    "<main><h1>Lab</h1>{}</main>"
-)
 STATE = 'document.querySelector(".lab-state").textContent'
 LEARNED = f"() => /Training|Done/.test({STATE}) && Number(/right in ([0-9.]+)%/.exec({STATE})?.[1]) >= 99"
 DONE = f"() => /Done/.test({STATE})"
-PATIENCE = 300_000  # milliseconds, after which something hangs
 
 
 def set_slider(page: Page, name: str, value: float) -> None:
@@ -97,36 +88,6 @@ def answer(page: Page) -> float:
             slider.dispatchEvent(new Event("input", {bubbles: true}));
         })"""
     )
-
-
-@contextmanager
-def tasks_of(browser: Browser, page: Page) -> Iterator[list[float]]:
-    """The seconds that each task of the page took meanwhile, there at the end.
-
-    In the time of the page's own thread, so that other programs on the machine do not count.
-    """
-    tasks: list[float] = []
-    browser.start_tracing(page=page, categories=["toplevel", "devtools.timeline", "__metadata"])
-    try:
-        yield tasks
-        page.wait_for_timeout(200)  # a task still open when the trace ends has no length in it
-    finally:
-        trace = browser.stop_tracing()
-    events = json.loads(trace)["traceEvents"]
-    mains = {
-        (e["pid"], e["tid"])
-        for e in events
-        if e["name"] == "thread_name" and e["args"]["name"] == "CrRendererMain"
-    }
-    tasks += [
-        e["tdur"] / 1e6
-        for e in events
-        if (e["pid"], e["tid"]) in mains and e["name"].endswith("RunTask") and "tdur" in e
-    ]
-    if len(tasks) < 100:
-        raise RuntimeError(
-            f"the trace holds {len(tasks)} tasks of the page's thread, too few to be one of a page at work"
-        )
 
 
 def longest_task(browser: Browser, page: Page, meanwhile: str = "") -> float:
@@ -202,18 +163,12 @@ def missed(record: dict[str, Any]) -> list[str]:
     ]
 
 
-def told(values: list[float], digits: int = 1) -> str:
-    """The median of the rounds and their range."""
-    low, high = min(values), max(values)
-    return f"{statistics.median(values):.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
-
-
 def table(record: dict[str, Any]) -> Table:
     shown = Table("experts", "99 % after, s", "run, s", "steps a second", "PyTorch's", "ratio")
     for experts, row in record["experts"].items():
         ratios = [a / b for a, b in zip(row["steps a second"], row["plain steps a second"], strict=True)]
-        rates = (told(row[name], 0) for name in ("steps a second", "plain steps a second"))
-        shown.add_row(experts, told(row["learned"]), told(row["done"]), *rates, told(ratios))
+        rates = (rounds(row[name], 0) for name in ("steps a second", "plain steps a second"))
+        shown.add_row(experts, rounds(row["learned"]), rounds(row["done"]), *rates, rounds(ratios))
     return shown
 
 
@@ -226,14 +181,9 @@ def main() -> None:
     if asked.rounds < 1:
         parser.error("--rounds must be 1 or more")
     console = Console()
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if not found:
-        sys.exit("No Chromium is installed, so the page cannot be timed.")
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+    with tempfile.TemporaryDirectory() as folder, launched() as browser:
         place = Path(folder) / "lab.html"
-        place.write_text(PAGE.format(element({})), encoding="utf-8")
-        root = hasattr(os, "geteuid") and os.geteuid() == 0  # whom Chromium lets in without its sandbox only
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"] if root else [])
+        place.write_text(bare_page("Lab", element({})), encoding="utf-8")
         record = measured(browser, place.as_uri(), asked.rounds, console)
         about = {
             "cores": cores(),
@@ -241,10 +191,9 @@ def main() -> None:
             "torch": version("torch"),
             "rounds": asked.rounds,
         }
-        browser.close()
     console.print(table(record))
     for name, values in record["page"].items():
-        console.print(f"{name}: {told(values, 3)} s")
+        console.print(f"{name}: {rounds(values, 3)} s")
     RESULT.write_text(json.dumps({"about": about} | record, indent=1) + "\n", encoding="utf-8")
     if wrong := missed(record):
         sys.exit("\n".join(wrong))

@@ -2,7 +2,6 @@
 package trains: sums then have one order, and tests that run side by side do not fight over the processors."""
 
 import os
-import shutil
 from collections.abc import Iterator
 
 import jaxtyping
@@ -10,6 +9,8 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 from playwright.sync_api import Browser, sync_playwright
+
+from browsing import chromium_path
 
 torch.set_num_threads(1)
 install_import_hook(
@@ -38,8 +39,7 @@ FLAGS = [
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """The one browser of a test process (Playwright allows no second). In CI its absence is a failure."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    found = next(filter(None, map(shutil.which, names)), None)
+    found = chromium_path()
     if not found:
         reason = "no Chromium is installed, so the pages cannot be looked at"
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)

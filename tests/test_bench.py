@@ -21,7 +21,7 @@ from torch import Tensor
 
 import kernel
 from axe import violations
-from lab_speed import tasks_of
+from browsing import bare_page, tasks_of
 from sparsity_moves.figures.book_renderer import DATA_DIR
 from sparsity_moves.measures.ablation import component_ablation
 from sparsity_moves.model import Parameters, Trace, forward
@@ -38,11 +38,6 @@ TASK = 0.1  # seconds
 REROUTED = 60
 INPUTS = 150
 """The inputs that means are taken over where only logits are looked at."""
-SHELL = (
-    "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-    "<title>Bench</title><link rel=icon href='data:,'><style>:root{{color-scheme:light dark}}</style>"
-    "<main><h1>Bench</h1>{}</main>"
-)
 
 
 @cache
@@ -337,9 +332,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("bench")
     for model in published():
         (place / f"bench-{model.name}.js").write_text(model.script)
-    (place / "bench.html").write_text(SHELL.format(element(page_config(published()), "")), encoding="utf-8")
+    (place / "bench.html").write_text(
+        bare_page("Bench", element(page_config(published()), "")), encoding="utf-8"
+    )
     gone = [named("add7-moe-final"), named("add7-dense-final")]
-    (place / "gone.html").write_text(SHELL.format(element(page_config(gone), "nowhere/")), encoding="utf-8")
+    (place / "gone.html").write_text(
+        bare_page("Bench", element(page_config(gone), "nowhere/")), encoding="utf-8"
+    )
     return place
 
 
@@ -596,7 +595,7 @@ class TestPage:
 class TestInANotebook:
     @pytest.fixture
     def live(self, opened: Opened, folder: Path, served: str) -> tuple[Page, Bench]:
-        (folder / "live.html").write_text(SHELL.format(""), encoding="utf-8")
+        (folder / "live.html").write_text(bare_page("Bench", ""), encoding="utf-8")
         page, widget = opened.bare(f"{served}/live.html"), bench("laptop")
         assert isinstance(widget, Bench)
         assert widget.table.is_empty()

@@ -376,22 +376,24 @@ class TestTheExplorer:
             assert {len(values) for values in found.values()} == {record["about"]["rounds"]}
 
     def test_a_brush_that_changes_nothing_is_no_measurement(self, browser, tmp_path: Path) -> None:
-        from explorer_speed import PAGE, moved
+        from browsing import bare_page
+        from explorer_speed import moved
 
         body = '<div id="chart"><canvas></canvas></div><script>window.view = {runAsync() {}}</script>'
-        (tmp_path / "still.html").write_text(PAGE.format(body), encoding="utf-8")
+        (tmp_path / "still.html").write_text(bare_page("Runs", body), encoding="utf-8")
         with pytest.raises(RuntimeError, match="the brush moved and the picture did not"):
             moved(browser, "points", (tmp_path / "still.html").as_uri())
 
     def test_the_brush_of_all_three_pages_is_timed(self, browser, tmp_path: Path) -> None:
-        from explorer_speed import PAGE, chart, explorer_page, moved, vega_page
+        from browsing import bare_page
+        from explorer_speed import chart, explorer_page, moved, vega_page
         from test_explorer import planted
 
         runs = planted()
         pages = {"explorer": explorer_page(runs, tmp_path)}
         pages |= {name: vega_page(chart(runs, linked=name == "linked")) for name in ("points", "linked")}
         for name, body in pages.items():
-            (tmp_path / f"{name}.html").write_text(PAGE.format(body), encoding="utf-8")
+            (tmp_path / f"{name}.html").write_text(bare_page("Runs", body), encoding="utf-8")
             took, _ = moved(browser, name, (tmp_path / f"{name}.html").as_uri())
             assert len(took) == 20
             assert min(took) > 0

@@ -16,6 +16,7 @@ from playwright.sync_api import Browser, Page
 
 import kernel
 from axe import violations
+from browsing import bare_page
 from sparsity_moves import studies
 from sparsity_moves.errors import UserError
 from sparsity_moves.figures.book_renderer import DATA_DIR
@@ -29,11 +30,6 @@ from sparsity_moves.widgets.explorer.widget import Explorer, element, explorer, 
 
 ROOT = Path(__file__).parents[1]
 PAGE_BYTES = 2_000_000
-BARE = (
-    "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-    "<title>Runs</title><link rel=icon href='data:,'>"
-    "<style>:root{{color-scheme:light dark}}</style><main><h1>Runs</h1>{}</main>"
-)
 
 
 def planted(
@@ -69,7 +65,9 @@ def put(place: Path, name: str, sources: dict[str, Evidence]) -> dict[str, Any]:
     found = chunks(sources, dict.fromkeys(sources, Store(place / "none")))
     (place / name).mkdir()
     write(found, place / name)
-    (place / f"{name}.html").write_text(BARE.format(element(index(found), f"{name}/")), encoding="utf-8")
+    (place / f"{name}.html").write_text(
+        bare_page("Runs", element(index(found), f"{name}/")), encoding="utf-8"
+    )
     return found
 
 
@@ -431,7 +429,7 @@ class TestEverybody:
     ) -> None:
         """Through the module's own end of the widget, as JupyterLab mounts it."""
         monkeypatch.delenv(DATA_DIR, raising=False)
-        (folder / "empty.html").write_text(BARE.format(""), encoding="utf-8")
+        (folder / "empty.html").write_text(bare_page("Runs", ""), encoding="utf-8")
         page, widget = opened.bare("empty.html"), explorer(Argument(planted()), "laptop")
         assert isinstance(widget, Explorer)
         kernel.mount(page, widget)

@@ -18,7 +18,8 @@ from playwright.sync_api import Browser, Page
 
 import kernel
 from axe import violations
-from lab_speed import LEARNED, PAGE, PATIENCE, answer, learned_and_done, longest_task, set_slider, until
+from browsing import PATIENCE, bare_page
+from lab_speed import LEARNED, answer, learned_and_done, longest_task, set_slider, until
 from sparsity_moves.errors import UserError
 from sparsity_moves.figures.book_renderer import DATA_DIR
 from sparsity_moves.studies.arms import TREES as TREE_ARMS
@@ -36,7 +37,7 @@ TASK, SIZE = 0.1, 60_000  # seconds, bytes
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("lab")
-    (place / "lab.html").write_text(PAGE.format(element({})), encoding="utf-8")
+    (place / "lab.html").write_text(bare_page("Lab", element({})), encoding="utf-8")
     # The same with a host that listens, as JupyterLab does.
     listening = (
         "<div class=lab-host></div><script type=module>" + module() + "\nconst state = "
@@ -48,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "model.set('rows', rows); model.save_changes(); }}); }};\n"
         "window.end = made.render({model, el: document.querySelector('.lab-host')});</script>"
     )
-    (place / "live.html").write_text(PAGE.format(listening), encoding="utf-8")
+    (place / "live.html").write_text(bare_page("Lab", listening), encoding="utf-8")
     return place
 
 
@@ -452,7 +453,7 @@ class TestInANotebook:
         self, opened: Opened, folder: Path, served: str
     ) -> None:
         """Through the module's own end of the widget: traits go to the page, and come back from it."""
-        (folder / "empty.html").write_text(PAGE.format(""), encoding="utf-8")
+        (folder / "empty.html").write_text(bare_page("Lab", ""), encoding="utf-8")
         page, widget = opened.bare(f"{served}/empty.html"), Lab(experts=8, seed=3)
         assert widget.spec.experts == 8
         assert widget.table.is_empty()
