@@ -82,6 +82,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pl.concat([other.curves, one.curves]),
     )
     put(place, "twins", {"paper": both})
+    (place / "empty.html").write_text(bare_page("Runs", ""), encoding="utf-8")
     return place
 
 
@@ -401,7 +402,49 @@ class TestEverybody:
         page.goto(f"{tmp_path.as_uri()}/gone.html")
         page.wait_for_function("() => /is missing/.test(document.querySelector('.runs-state').textContent)")
         assert not violations(page)  # also where there is nothing to draw
+        complaints: list[str] = []
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("download", lambda download: complaints.append(download.suggested_filename))
+        page.get_by_text("Data of these runs").click()  # and nothing to save
+        page.locator(".runs canvas").first.click()
+        page.wait_for_timeout(300)
+        assert not complaints
         page.close()
+
+    def test_missing_attention_is_one_sentence(self, browser: Browser, tmp_path: Path) -> None:
+        paper = Store(ROOT / "results" / "paper")
+        whole = Evidence.of(paper)
+        kept = whole.rows.filter(pl.col("spec_id").is_in(paper.tables.checkpoints()), moment="first_best")
+        few = Evidence(kept.unique("task"), whole.settings, whole.curves)
+        found = chunks({"paper": few}, {"paper": paper})
+        (tmp_path / "gone").mkdir()
+        write(found, tmp_path / "gone")
+        (tmp_path / "gone" / "explorer-attention-paper-add7.js").unlink()
+        (tmp_path / "gone.html").write_text(bare_page("Runs", element(index(found), "gone/")))
+        page, complaints = browser.new_page(), list[str]()
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(f"{tmp_path.as_uri()}/gone.html")
+        settled(page)
+        assert page.get_by_text("The file of attention-paper-add7 is missing.").is_visible()
+        assert page.locator(".runs tbody tr").count() == 1  # the rest of the page is there
+        page.locator("[name=task]").select_option("modular_addition")
+        page.locator(".runs-heads svg, .runs-heads canvas").first.wait_for()
+        assert not page.get_by_text("is missing").count()
+        assert not complaints
+        page.close()
+
+    def test_frames_that_come_late_lose_nothing(self, opened: Opened) -> None:
+        """As in a tab behind another, or on a machine that is busy: clocks go on and frames do not."""
+        page = opened.bare("empty.html")
+        page.add_init_script(
+            "const frame = window.requestAnimationFrame.bind(window);"
+            "window.requestAnimationFrame = (drawn) => setTimeout(() => frame(drawn), 700);"
+        )
+        page.goto(f"{opened.base}/few.html")
+        assert settled(page).locator(".runs tbody tr").count() == 16
+        edges(page, None, None, 25, 60)
+        page.wait_for_timeout(1500)
+        assert page.locator(".runs tbody tr").count() == brushed(page) < 16
 
     def test_without_javascript_a_sentence_says_where_the_runs_are(
         self, browser: Browser, folder: Path
@@ -429,7 +472,6 @@ class TestEverybody:
     ) -> None:
         """Through the module's own end of the widget, as JupyterLab mounts it."""
         monkeypatch.delenv(DATA_DIR, raising=False)
-        (folder / "empty.html").write_text(bare_page("Runs", ""), encoding="utf-8")
         page, widget = opened.bare("empty.html"), explorer(Argument(planted()), "laptop")
         assert isinstance(widget, Explorer)
         kernel.mount(page, widget)

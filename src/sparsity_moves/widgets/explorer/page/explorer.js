@@ -7,7 +7,7 @@ const PATTERNS = 2; // models whose attention is shown
 // Builds the view inside of `el`. `given`: {index, load(key) → chunk, links, selected(ids)}. Returns how to end it.
 export function mount(el, given) {
   const { index } = given, names = { ...axes(index), ...index.drawn };
-  let view = firstView(index), models = null, found = null, scale = null, drag = null, turn = 0, waiting = 0, resting = 0, rows = ROWS, notice = "";
+  let view = firstView(index), models = null, found = null, scale = null, drag = null, turn = 0, waiting = 0, resting = 0, changed = false, rows = ROWS, notice = "";
   const parts = new Map(); // chunk key → what it holds, or a promise of it
 
   const pick = (name, options) => h("select", { name, onchange: (e) => change({ [name]: e.target.value, ...(["task", "x", "y", "moment"].includes(name) ? { box: null } : {}) }) }, ...Object.entries(options).map(([value, word]) => h("option", { value }, word)));
@@ -56,7 +56,7 @@ export function mount(el, given) {
     if (document.activeElement !== seeds) seeds.value = view.seeds;
     edges.forEach((field, i) => { if (document.activeElement !== field) field.value = view.box && Math.abs(view.box[i]) < FAR ? Number(view.box[i].toPrecision(4)) : ""; });
     if (models?.task !== view.task) {
-      models = null;
+      models = found = scale = drag = null; // nothing of another task is brushed, saved or pointed at
       state.textContent = "Loading the runs.";
       try {
         const keys = index.keys.filter((key) => key.startsWith("runs-") && key.endsWith(`-${view.task}`)).sort().reverse();
@@ -98,14 +98,21 @@ export function mount(el, given) {
     change({ box: values.map((v, i) => (Number.isNaN(v) ? wide[i] : v)) });
   }
 
-  // The pictures at the next frame; what is slower to read follows when the brush rests.
+  // What is slower to read follows the picture when the brush rests: never before it, since frames may be late and
+  // stand still behind another tab, while clocks go on.
   function soon() {
+    clearTimeout(resting);
+    changed = true;
+    picture();
+  }
+
+  function picture() {
     waiting ||= requestAnimationFrame(() => {
       waiting = 0;
       draw();
+      if (changed) resting = setTimeout(rest, REST);
+      changed = false;
     });
-    clearTimeout(resting);
-    resting = setTimeout(rest, REST);
   }
 
   function draw() {
@@ -121,7 +128,7 @@ export function mount(el, given) {
   }
 
   function rest() {
-    if (!found || !models) return;
+    if (!found) return;
     const of = {};
     for (const i of found.brushed) of[models.arm[i]] = (of[models.arm[i]] ?? 0) + 1;
     const arms = Object.entries(of).sort((a, b) => b[1] - a[1]).slice(0, 8).map(([arm, n]) => `${models.arms.get(arm).label} ${n}`);
@@ -141,26 +148,30 @@ export function mount(el, given) {
     const mine = models;
     given.load(key).then((chunk) => {
       mine.takeCurves(key, chunk);
-      if (mine === models) waiting ||= requestAnimationFrame(() => { waiting = 0; draw(); });
+      if (mine === models) picture();
     }, (error) => (curveNote.textContent = error.message));
   }
 
   async function attend() {
-    const mine = turn, task = view.task;
-    const all = found.brushed.filter((i) => models.attends(i));
-    const some = [...all.filter((i) => view.picks.includes(models.id[i])), ...all.filter((i) => !view.picks.includes(models.id[i]))].slice(0, PATTERNS);
-    const built = await Promise.all(some.map(async (i) => {
-      const key = `attention-${models.source[i]}-${task}`;
-      if (!parts.has(key)) parts.set(key, given.load(key));
-      const own = (await parts.get(key))[models.place[i]];
-      return h("section", { class: "runs-attention" }, h("p", {}, `${nameOf(i)}, at ${index.moments[own.moment]}`), h("div", { class: "runs-heads" }, ...patterns(own)));
-    }));
+    const mine = turn, of = models, task = view.task;
+    const all = found.brushed.filter((i) => of.attends(i));
+    const some = [...all.filter((i) => view.picks.includes(of.id[i])), ...all.filter((i) => !view.picks.includes(of.id[i]))].slice(0, PATTERNS);
+    let built;
+    try {
+      built = await Promise.all(some.map(async (i) => {
+        const key = `attention-${of.source[i]}-${task}`;
+        if (!parts.has(key)) parts.set(key, given.load(key));
+        const own = (await parts.get(key))[of.place[i]];
+        return h("section", { class: "runs-attention" }, h("p", {}, `${of.name(i)}, ${index.sources[of.source[i]]}, at ${index.moments[own.moment]}`), h("div", { class: "runs-heads" }, ...patterns(own)));
+      }));
+    } catch (error) {
+      built = [h("p", {}, error.message)];
+    }
     if (mine !== turn) return;
     const why = all.length > PATTERNS ? `${all.length} of the brushed runs have their parameters stored; tick runs in the table to see theirs.` : "The mean over inputs: a row an answer, a column the token it looks at.";
     heads.replaceChildren(h("p", {}, all.length ? why : "Of none of the brushed runs are the parameters stored, so there is no attention to show."), ...built);
   }
 
-  const nameOf = (i) => `${models.name(i)}, ${index.sources[models.source[i]]}`;
   const value = (v, unit) => (unit === 100 ? percent(v) : String(Number(v.toPrecision(5))));
   const count = (n) => String(n).replace(/\B(?=(\d{3})+$)/g, "\u202f");
 
@@ -180,7 +191,8 @@ export function mount(el, given) {
   }
 
   // The selection as a file, made when it is asked for.
-  csv.addEventListener("click", () => {
+  csv.addEventListener("click", (e) => {
+    if (!found) return e.preventDefault(); // no runs yet
     if (csv.href.startsWith("blob:")) URL.revokeObjectURL(csv.href);
     csv.href = URL.createObjectURL(new Blob([table_of(models, view, found, index)], { type: "text/csv" }));
   });
