@@ -17,6 +17,7 @@ from playwright.sync_api import Browser, Page
 import kernel
 from axe import violations
 from browsing import bare_page
+from frames import rest
 from sparsity_moves import studies
 from sparsity_moves.errors import UserError
 from sparsity_moves.figures.book_renderer import DATA_DIR
@@ -30,6 +31,7 @@ from sparsity_moves.widgets.explorer.widget import Explorer, element, explorer, 
 
 ROOT = Path(__file__).parents[1]
 PAGE_BYTES = 2_000_000
+QUIET = 200  # milliseconds after a picture at which table and sentence have followed
 
 
 def planted(
@@ -123,12 +125,12 @@ def opened(browser: Browser, folder: Path) -> Iterator[Opened]:
 
 def settled(page: Page) -> Page:
     page.wait_for_function("() => document.querySelector('.runs canvas[aria-label*=brushed]')")
-    page.wait_for_timeout(300)
+    rest(page, QUIET)
     return page
 
 
 def brushed(page: Page) -> int:
-    page.wait_for_timeout(300)
+    rest(page, QUIET)
     return int("".join(filter(str.isdigit, page.locator(".runs-state").inner_text().split("of")[0])))
 
 
@@ -348,7 +350,7 @@ class TestTheLink:
         edges(page, None, None, 25, 60)
         number = brushed(page)
         page.locator(".runs td input").first.check()
-        page.wait_for_timeout(300)
+        rest(page, QUIET)
         link = page.get_by_text("Link to this view").get_attribute("href") or ""
         again = opened(f"few.html{link}")
         assert brushed(again) == number
@@ -407,7 +409,7 @@ class TestEverybody:
         page.on("download", lambda download: complaints.append(download.suggested_filename))
         page.get_by_text("Data of these runs").click()  # and nothing to save
         page.locator(".runs canvas").first.click()
-        page.wait_for_timeout(300)
+        rest(page, QUIET)
         assert not complaints
         page.close()
 
@@ -443,8 +445,8 @@ class TestEverybody:
         page.goto(f"{opened.base}/few.html")
         assert settled(page).locator(".runs tbody tr").count() == 16
         edges(page, None, None, 25, 60)
-        page.wait_for_timeout(1500)
-        assert page.locator(".runs tbody tr").count() == brushed(page) < 16
+        number = brushed(page)
+        assert page.locator(".runs tbody tr").count() == number < 16
 
     def test_without_javascript_a_sentence_says_where_the_runs_are(
         self, browser: Browser, folder: Path

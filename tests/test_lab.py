@@ -406,6 +406,7 @@ class TestEverybody:
         assert reason in page.locator(".lab-why").inner_text()
         assert page.get_by_role("button", name="Train").is_disabled()
         assert page.locator(".lab-run-recorded").count() > 0
+        assert not violations(page)
         set_slider(page, "experts", 8)
 
     def test_the_keyboard_alone(self, opened: Opened) -> None:

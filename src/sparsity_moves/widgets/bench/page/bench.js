@@ -59,6 +59,7 @@ export function mount(el, given) {
       const [name, i] = field.name.split("-");
       field.value = i === undefined ? choice[name] : choice[name][Number(i)];
     }
+    shown().forEach((facts, i) => (headTitles[i].textContent = facts.label));
     const dense = shown().filter((model) => model.setup[6] === 1).map((model) => model.short);
     routeHint.textContent = expertsOf(task) && dense.length ? `${[...new Set(dense)].join(" and ")}: no experts and no router, so those two kinds of switches leave ${dense.length > 1 ? "them" : "it"} whole.` : "";
     if (document.activeElement !== input) input.value = choice.input;
@@ -156,7 +157,6 @@ export function mount(el, given) {
     put(places.answers, [choice.task, targets, all.map((row) => [row.name, row.kind, row.look?.answers, row.look?.experts])], () => answersTable(all, targets, choice.task));
     opened.forEach((model, i) => {
       const look = current(model, i).look?.untouched, facts = shown()[i];
-      headTitles[i].textContent = facts.label;
       put(heads[i], [choice.task, words, look?.pattern], () => look ? patternPictures(look, words, { ...task, heads: facts.setup[4] }, targets.map((target) => answerWord(choice.task, target))) : h("p", {}, "…"));
     });
   }

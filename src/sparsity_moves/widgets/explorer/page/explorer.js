@@ -190,11 +190,11 @@ export function mount(el, given) {
     if (/^[0-9a-f]{16}$/.test(held ?? "")) table.querySelector(`[name="${held}"]`)?.focus();
   }
 
-  // The selection as a file, made when it is asked for.
+  // The selection as a file, made when it is asked for, also where it is not drawn yet.
   csv.addEventListener("click", (e) => {
-    if (!found) return e.preventDefault(); // no runs yet
+    if (!models) return e.preventDefault(); // no runs yet
     if (csv.href.startsWith("blob:")) URL.revokeObjectURL(csv.href);
-    csv.href = URL.createObjectURL(new Blob([table_of(models, view, found, index)], { type: "text/csv" }));
+    csv.href = URL.createObjectURL(new Blob([table_of(models, view, chosen(models, view, index), index)], { type: "text/csv" }));
   });
 
   const at = (e) => {
