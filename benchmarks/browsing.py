@@ -1,7 +1,8 @@
-"""What the benchmarks and tests of the book's widgets share: a browser, a bare page, a page's tasks."""
+"""What the benchmarks and tests of the book's widgets share: rounds, a browser, a bare page, a page's tasks."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -12,6 +13,16 @@ from contextlib import contextmanager
 from playwright.sync_api import Browser, Page, sync_playwright
 
 PATIENCE = 300_000  # milliseconds, after which something hangs
+
+
+def rounds_asked(about: str) -> int:
+    """How many rounds the command line asks for; with `--help`, what the benchmark says about itself."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    rounds: int = parser.parse_args().rounds
+    if rounds < 1:
+        parser.error("--rounds must be 1 or more")
+    return rounds
 
 
 def chromium_path() -> str | None:

@@ -12,7 +12,6 @@ goal is 100 ms, the limit of what feels immediate; where its best round misses t
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -27,7 +26,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from browsing import PATIENCE, bare_page, launched
+from browsing import PATIENCE, bare_page, launched, rounds_asked
 from sparsity_moves.figures.benchmarks import rounds
 from sparsity_moves.figures.book_renderer import vega_bundle
 from sparsity_moves.store import Store
@@ -171,13 +170,7 @@ def table(record: dict[str, Any]) -> Table:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=3)
-    asked = parser.parse_args()
-    if asked.rounds < 1:
-        parser.error("--rounds must be 1 or more")
+    asked = rounds_asked(__doc__)
     console = Console()
     evidence = Evidence.of(Store(ROOT / "results" / "paper"))
     with tempfile.TemporaryDirectory() as place, launched() as browser:
@@ -192,7 +185,7 @@ def main() -> None:
         pages: dict[str, dict[str, list[float]]] = {
             name: {"picture": [], "slowest": [], "longest task": []} for name in PAGES
         }
-        for _ in track(range(asked.rounds), "rounds", console=console):
+        for _ in track(range(asked), "rounds", console=console):
             for name, found in pages.items():
                 took, longest = moved(browser, name, (folder / f"{name}.html").as_uri())
                 found["picture"].append(statistics.median(took))
@@ -202,7 +195,7 @@ def main() -> None:
             "cores": cores(),
             "chromium": browser.version,
             "altair": version("altair"),
-            "rounds": asked.rounds,
+            "rounds": asked,
             "runs": evidence.rows.filter(task=TASK, moment=MOMENT)["spec_id"].n_unique(),
         }
     record = {"about": about, "pages": pages}

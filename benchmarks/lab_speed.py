@@ -12,7 +12,6 @@ The goals are 10 s, 0.5 s and 0.1 s. A goal that the best round misses is named,
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -28,7 +27,7 @@ from rich.progress import track
 from rich.table import Table
 
 import plain_loop
-from browsing import PATIENCE, bare_page, launched, tasks_of
+from browsing import PATIENCE, bare_page, launched, rounds_asked, tasks_of
 from sparsity_moves.figures.benchmarks import rounds
 from sparsity_moves.studies.engine import cores
 from sparsity_moves.training.data import batches
@@ -173,23 +172,17 @@ def table(record: dict[str, Any]) -> Table:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=3)
-    asked = parser.parse_args()
-    if asked.rounds < 1:
-        parser.error("--rounds must be 1 or more")
+    asked = rounds_asked(__doc__)
     console = Console()
     with tempfile.TemporaryDirectory() as folder, launched() as browser:
         place = Path(folder) / "lab.html"
         place.write_text(bare_page("Lab", element({})), encoding="utf-8")
-        record = measured(browser, place.as_uri(), asked.rounds, console)
+        record = measured(browser, place.as_uri(), asked, console)
         about = {
             "cores": cores(),
             "chromium": browser.version,
             "torch": version("torch"),
-            "rounds": asked.rounds,
+            "rounds": asked,
         }
     console.print(table(record))
     for name, values in record["page"].items():

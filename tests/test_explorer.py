@@ -88,6 +88,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.fixture
+def attentive(tmp_path: Path) -> Path:
+    """A page of one committed run a task whose attention is stored."""
+    paper = Store(ROOT / "results" / "paper")
+    whole = Evidence.of(paper)
+    kept = whole.rows.filter(pl.col("spec_id").is_in(paper.tables.checkpoints()), moment="first_best")
+    few = Evidence(kept.unique("task"), whole.settings, whole.curves)
+    found = chunks({"paper": few}, {"paper": paper})
+    (tmp_path / "data").mkdir()
+    write(found, tmp_path / "data")
+    page = bare_page("Runs", element(index(found), "data/"))
+    (tmp_path / "runs.html").write_text(page, encoding="utf-8")
+    return tmp_path
+
+
 class Opened:
     """Opens pages; `elsewhere` and `complaints` remember what must not happen."""
 
@@ -413,25 +428,36 @@ class TestEverybody:
         assert not complaints
         page.close()
 
-    def test_missing_attention_is_one_sentence(self, browser: Browser, tmp_path: Path) -> None:
-        paper = Store(ROOT / "results" / "paper")
-        whole = Evidence.of(paper)
-        kept = whole.rows.filter(pl.col("spec_id").is_in(paper.tables.checkpoints()), moment="first_best")
-        few = Evidence(kept.unique("task"), whole.settings, whole.curves)
-        found = chunks({"paper": few}, {"paper": paper})
-        (tmp_path / "gone").mkdir()
-        write(found, tmp_path / "gone")
-        (tmp_path / "gone" / "explorer-attention-paper-add7.js").unlink()
-        (tmp_path / "gone.html").write_text(bare_page("Runs", element(index(found), "gone/")))
+    def test_missing_attention_is_one_sentence(self, browser: Browser, attentive: Path) -> None:
+        (attentive / "data" / "explorer-attention-paper-add7.js").unlink()
         page, complaints = browser.new_page(), list[str]()
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.goto(f"{tmp_path.as_uri()}/gone.html")
+        page.goto(f"{attentive.as_uri()}/runs.html")
         settled(page)
         assert page.get_by_text("The file of attention-paper-add7 is missing.").is_visible()
         assert page.locator(".runs tbody tr").count() == 1  # the rest of the page is there
         page.locator("[name=task]").select_option("modular_addition")
         page.locator(".runs-heads svg, .runs-heads canvas").first.wait_for()
         assert not page.get_by_text("is missing").count()
+        assert not complaints
+        page.close()
+
+    def test_attention_that_comes_after_another_task_was_chosen_is_not_its(
+        self, browser: Browser, attentive: Path
+    ) -> None:
+        late = attentive / "data" / "explorer-attention-paper-add7.js"
+        late.write_text(f"window.came = () => {{ {late.read_text()} }};")
+        page, complaints = browser.new_page(), list[str]()
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(f"{attentive.as_uri()}/runs.html")
+        page.wait_for_function("() => window.came")
+        # Both in one task of the page: the models of one task are gone, those of the other not there.
+        page.locator("[name=task]").evaluate(
+            """(field) => { field.value = "modular_addition"; field.dispatchEvent(new Event("change")); came(); }"""
+        )
+        page.locator(".runs-heads svg, .runs-heads canvas").first.wait_for()
+        rest(page, QUIET)
+        assert page.locator(".runs-attention").count() == 1
         assert not complaints
         page.close()
 
